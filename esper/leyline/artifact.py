@@ -1,0 +1,96 @@
+"""The manifest of a kernel artifact, and the identity of a kernel.
+
+An artifact is one uncompressed zip with exactly these members, in this order:
+`manifest.json`, `blueprint.json`, `forward.so`, `backward.so`. There is no pickle in it.
+
+Forward takes `[h, alpha, *params]` and returns `[out, *saved]` with out = blend(h, f(h),
+alpha); saved tensors that are forward inputs are not returned. Backward takes the tensors
+that `backward_inputs` names and returns gradients that `gradients` maps back to h and the
+parameters.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from esper.leyline.base import Contract, canonical_json, content_id
+from esper.leyline.signature import SiteSignature
+
+FORMAT_VERSION = 1
+MANIFEST, BLUEPRINT, FORWARD, BACKWARD = MEMBERS = (
+    "manifest.json",
+    "blueprint.json",
+    "forward.so",
+    "backward.so",
+)
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_LIBRARY_BYTES = 256 << 20
+
+
+class Pipeline(StrEnum):
+    """How much compile time is spent on a kernel."""
+
+    FAST = "FAST"
+    STANDARD = "STANDARD"
+    AGGRESSIVE = "AGGRESSIVE"
+
+
+class Toolchain(Contract):
+    """What a kernel was built with. A kernel runs only on the torch build and ISA it names.
+
+    `torch` is `torch.__version__`; `isa` is torch's CPU capability at build time for a CPU
+    kernel ("AVX512", "AVX2", ...) or the arch ("sm_90") for a CUDA kernel.
+    """
+
+    torch: str
+    isa: str
+    compiler: str
+    esper: str
+
+
+class ParameterSpec(Contract):
+    name: str
+    shape: tuple[int, ...]
+
+
+class Manifest(Contract):
+    """What must be known to open and call a kernel.
+
+    `backward_inputs` lists where each input of backward comes from: "in:0" is h, "in:1"
+    alpha, "in:2" on the parameters, "out:K" the K-th output of forward, "grad" the
+    (contiguous) gradient of out. `gradients` has one entry for h and one per parameter: the
+    index among backward's outputs. `sha256` holds the digest of every other member.
+    """
+
+    format: Literal[1] = FORMAT_VERSION
+    kernel_id: str
+    blueprint_id: str
+    signature: SiteSignature
+    pipeline: Pipeline
+    toolchain: Toolchain
+    parameters: tuple[ParameterSpec, ...]
+    backward_inputs: tuple[str, ...]
+    gradients: tuple[int, ...]
+    sha256: dict[str, str]
+    compile_seconds: float = Field(ge=0)
+    flops: int = Field(ge=0)  # one forward pass of one sample at space 8
+
+
+def kernel_id(
+    blueprint_id: str, signature: SiteSignature, toolchain: Toolchain, pipeline: Pipeline
+) -> str:
+    """Hash of all that decides what the compiled code is."""
+    return content_id(
+        "k",
+        canonical_json(
+            [
+                blueprint_id,
+                signature.model_dump(mode="json"),
+                toolchain.model_dump(mode="json"),
+                pipeline,
+            ]
+        ),
+    )

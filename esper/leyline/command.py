@@ -1,0 +1,70 @@
+"""What Tamiyo tells Kasmina to do, and what she reports afterwards."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+
+from pydantic import Field
+
+from esper.leyline.base import Contract
+from esper.leyline.events import new_id
+from esper.leyline.lifecycle import SeedState
+
+
+class Action(StrEnum):
+    """The commands; each asks for one transition of the seed at `site`."""
+
+    GERMINATE = "germinate"  # DORMANT -> GERMINATED, fetch and open the kernel
+    ADVANCE = "advance"  # to the next state on the way to FOSSILIZED
+    FOSSILIZE = "fossilize"  # EVALUATING or FINE_TUNING -> FOSSILIZED
+    CULL = "cull"
+    CANCEL = "cancel"
+
+
+class Command(Contract):
+    """`reason` is the trigger, in words with figures; it ends up in the audit trail."""
+
+    command_id: str = Field(default_factory=lambda: new_id("cmd"))
+    trace_id: str = Field(default_factory=lambda: new_id("tr"))
+    action: Action
+    site: str
+    kernel_id: str | None = None
+    blueprint_id: str | None = None
+    reason: str
+
+
+class Transition(Contract):
+    """One line of the audit trail. `step` and `epoch` count completed ones."""
+
+    trace_id: str
+    site: str
+    kernel_id: str | None
+    before: SeedState
+    after: SeedState
+    trigger: str
+    step: int
+    epoch: int
+    time: float = Field(default_factory=time.time)
+
+
+class FieldReport(Contract):
+    """How a kernel fared in a real run; Karn, Tezzeret, Urabrask and Simic learn from it.
+
+    `gain` is loss(alpha = 0) - loss(alpha as reached) on held-out batches, in the units of
+    the run's loss; None where the seed left before it was evaluated.
+    """
+
+    report_id: str = Field(default_factory=lambda: new_id("fr"))
+    run_id: str
+    trace_id: str
+    site: str
+    kernel_id: str
+    blueprint_id: str
+    outcome: SeedState
+    reason: str
+    gain: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    epochs: int = Field(ge=0)
+    time: float = Field(default_factory=time.time)

@@ -1,0 +1,165 @@
+"""The interface of Urza, and the records it keeps.
+
+Every other room sees the library through `Library`; the local object and a remote client
+both satisfy it, so a service runs in the trainer's process or anywhere else unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from esper.leyline.artifact import Manifest, Pipeline
+from esper.leyline.base import Contract
+from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.command import FieldReport
+from esper.leyline.events import Priority
+from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
+from esper.leyline.signature import SiteSignature
+from esper.leyline.verdict import ValidationReport
+
+
+class BlueprintRecord(Contract):
+    """One blueprint for one signature: (blueprint_id, signature.id) is its key.
+
+    `interest` in [0, 1] says how much somebody waits for it; above 0.8 is strategic.
+    `pipeline` is the one asked for, None where Tezzeret chooses. Times are UTC seconds.
+    """
+
+    blueprint_id: str
+    signature: SiteSignature
+    ir: BlueprintIR
+    author: str
+    parents: tuple[str, ...] = ()
+    interest: float
+    priority: Priority
+    pipeline: Pipeline | None = None
+    status: BlueprintStatus
+    reason: str = ""
+    submitted: float
+    updated: float
+
+
+class KernelRecord(Contract):
+    """One compiled kernel. `digest` is the SHA-256 of the artifact file, its blob's name."""
+
+    kernel_id: str
+    blueprint_id: str
+    manifest: Manifest
+    digest: str
+    size: int
+    status: KernelStatus
+    reason: str = ""
+    report: ValidationReport | None = None
+    created: float
+    updated: float
+
+
+class BlueprintClaim(Contract):
+    """A lease on a blueprint; `token` fences off whoever held it before."""
+
+    record: BlueprintRecord
+    worker: str
+    token: int
+    expires: float
+
+
+class KernelClaim(Contract):
+    """A lease on a kernel; `token` fences off whoever held it before."""
+
+    record: KernelRecord
+    worker: str
+    token: int
+    expires: float
+
+
+class QueueDepths(Contract):
+    """How many items wait in each queue of section 6.3.1, by the queue's name."""
+
+    karn_to_tezzeret: int
+    tezzeret_to_urabrask: int
+    urabrask_validation: int
+    urza_storage: int
+
+
+@runtime_checkable
+class Library(Protocol):
+    """Safe to call from several threads and processes. Every call is one transaction.
+
+    Raises `NotInLibrary` for unknown ids, `StaleClaim` when a claim's lease is over (nothing
+    is written then), `QueueFull` when an arrival is refused, `IllegalTransition`, and
+    `LibraryError` where the store itself fails.
+    """
+
+    def register_signature(self, signature: SiteSignature) -> None:
+        """Say that kernels for `signature` are wanted. Idempotent."""
+
+    def signatures(self) -> list[SiteSignature]:
+        """All registered signatures, oldest first."""
+
+    def submit(
+        self,
+        ir: BlueprintIR,
+        signature: SiteSignature,
+        *,
+        author: str,
+        interest: float = 0.5,
+        priority: Priority = Priority.NORMAL,
+        parents: tuple[str, ...] = (),
+        pipeline: Pipeline | None = None,
+    ) -> BlueprintRecord:
+        """Queue a blueprint. One that is there already is returned as it stands."""
+
+    def claim_blueprint(self, worker: str, lease_seconds: float) -> BlueprintClaim | None:
+        """Lease the most urgent UNVALIDATED blueprint, or None. It becomes COMPILING."""
+
+    def complete_blueprint(self, claim: BlueprintClaim, artifact: bytes) -> KernelRecord:
+        """Store the artifact; blueprint COMPILED, kernel PENDING_BENCHMARKING, atomically."""
+
+    def reject_blueprint(self, claim: BlueprintClaim, reason: str) -> None:
+        """COMPILING -> INVALID (or back to COMPILED where a recompilation failed)."""
+
+    def claim_kernel(self, worker: str, lease_seconds: float) -> KernelClaim | None:
+        """Lease the most urgent PENDING_BENCHMARKING kernel; it becomes BENCHMARKING."""
+
+    def complete_kernel(self, claim: KernelClaim, report: ValidationReport) -> KernelRecord:
+        """BENCHMARKING -> VALIDATED or REJECTED by `report.accepted`; stores the report."""
+
+    def heartbeat(
+        self, claim: BlueprintClaim | KernelClaim, lease_seconds: float
+    ) -> float:
+        """Prolong the lease; returns when it now ends."""
+
+    def release(self, claim: BlueprintClaim | KernelClaim) -> None:
+        """Give the item back to where it was, undone."""
+
+    def blueprints(self, signature: SiteSignature | None = None) -> list[BlueprintRecord]:
+        """All blueprints, newest first; only those for `signature` where one is given."""
+
+    def kernels(
+        self,
+        *,
+        signature: SiteSignature | None = None,
+        status: KernelStatus | None = None,
+        tags: Iterable[str] = (),
+    ) -> list[KernelRecord]:
+        """Kernels that match all that is given, newest first; `tags` must all be present."""
+
+    def kernel(self, kernel_id: str) -> KernelRecord:
+        """One kernel by id."""
+
+    def fetch(self, digest: str) -> Path:
+        """A local, read-only file whose content has this SHA-256 (the caller checks again)."""
+
+    def quarantine(self, kernel_id: str, reason: str) -> None:
+        """VALIDATED -> QUARANTINED after a failure in the field."""
+
+    def add_report(self, report: FieldReport) -> None:
+        """Keep a field report. Idempotent by report_id."""
+
+    def reports(self) -> list[FieldReport]:
+        """All field reports, oldest first."""
+
+    def depths(self) -> QueueDepths:
+        """How many items wait in each queue now."""

@@ -1,0 +1,117 @@
+"""The state machines: one enum and one transition table each.
+
+The tables are data: documentation and tests are made from them, and `check` is the only
+judge of whether a transition is legal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from esper.errors import IllegalTransition
+
+
+class SeedState(StrEnum):
+    """Life of one seed at one growth site."""
+
+    DORMANT = "DORMANT"
+    GERMINATED = "GERMINATED"
+    TRAINING = "TRAINING"
+    GRAFTING = "GRAFTING"
+    STABILIZATION = "STABILIZATION"
+    EVALUATING = "EVALUATING"
+    FINE_TUNING = "FINE_TUNING"
+    FOSSILIZED = "FOSSILIZED"
+    CULLED = "CULLED"
+    CANCELLED = "CANCELLED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+
+class BlueprintStatus(StrEnum):
+    """Life of one blueprint, for one site signature, in the library."""
+
+    UNVALIDATED = "UNVALIDATED"
+    COMPILING = "COMPILING"
+    COMPILED = "COMPILED"
+    INVALID = "INVALID"
+    ARCHIVED = "ARCHIVED"
+
+
+class KernelStatus(StrEnum):
+    """Life of one compiled kernel in the library."""
+
+    PENDING_BENCHMARKING = "PENDING_BENCHMARKING"
+    BENCHMARKING = "BENCHMARKING"
+    VALIDATED = "VALIDATED"
+    REJECTED = "REJECTED"
+    QUARANTINED = "QUARANTINED"
+    RETIRED = "RETIRED"
+
+
+# States in which a seed's kernel takes part in the host's steps.
+ACTIVE: frozenset[SeedState] = frozenset(
+    {
+        SeedState.GERMINATED,
+        SeedState.TRAINING,
+        SeedState.GRAFTING,
+        SeedState.STABILIZATION,
+        SeedState.EVALUATING,
+        SeedState.FINE_TUNING,
+    }
+)
+
+_S, _B, _K = SeedState, BlueprintStatus, KernelStatus
+
+SEED_TRANSITIONS: Mapping[SeedState, frozenset[SeedState]] = {
+    _S.DORMANT: frozenset({_S.GERMINATED}),
+    _S.GERMINATED: frozenset({_S.TRAINING, _S.CANCELLED, _S.CULLED, _S.ROLLED_BACK}),
+    _S.TRAINING: frozenset({_S.GRAFTING, _S.CULLED, _S.CANCELLED, _S.ROLLED_BACK}),
+    _S.GRAFTING: frozenset({_S.STABILIZATION, _S.CULLED, _S.ROLLED_BACK}),
+    _S.STABILIZATION: frozenset({_S.EVALUATING, _S.CULLED, _S.ROLLED_BACK}),
+    _S.EVALUATING: frozenset({_S.FINE_TUNING, _S.FOSSILIZED, _S.CULLED, _S.ROLLED_BACK}),
+    _S.FINE_TUNING: frozenset({_S.FOSSILIZED, _S.CULLED, _S.ROLLED_BACK}),
+    _S.FOSSILIZED: frozenset(),
+    _S.CULLED: frozenset({_S.DORMANT}),
+    _S.CANCELLED: frozenset({_S.DORMANT}),
+    _S.ROLLED_BACK: frozenset({_S.DORMANT}),
+}
+
+BLUEPRINT_TRANSITIONS: Mapping[BlueprintStatus, frozenset[BlueprintStatus]] = {
+    _B.UNVALIDATED: frozenset({_B.COMPILING, _B.ARCHIVED}),
+    # A lease that expires, or a recompilation that fails, returns the item to where it was.
+    _B.COMPILING: frozenset({_B.COMPILED, _B.INVALID, _B.UNVALIDATED, _B.ARCHIVED}),
+    _B.COMPILED: frozenset({_B.COMPILING, _B.ARCHIVED}),
+    _B.INVALID: frozenset({_B.ARCHIVED}),
+    _B.ARCHIVED: frozenset(),
+}
+
+KERNEL_TRANSITIONS: Mapping[KernelStatus, frozenset[KernelStatus]] = {
+    _K.PENDING_BENCHMARKING: frozenset({_K.BENCHMARKING}),
+    _K.BENCHMARKING: frozenset({_K.VALIDATED, _K.REJECTED, _K.PENDING_BENCHMARKING}),
+    _K.VALIDATED: frozenset({_K.QUARANTINED}),
+    _K.REJECTED: frozenset(),
+    _K.QUARANTINED: frozenset({_K.VALIDATED, _K.RETIRED}),
+    _K.RETIRED: frozenset(),
+}
+
+type_tables: Mapping[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]]] = {
+    SeedState: SEED_TRANSITIONS,  # type: ignore[dict-item]
+    BlueprintStatus: BLUEPRINT_TRANSITIONS,  # type: ignore[dict-item]
+    KernelStatus: KERNEL_TRANSITIONS,  # type: ignore[dict-item]
+}
+
+
+def check(before: StrEnum, after: StrEnum) -> None:
+    """Raise unless the table of their machine has `before` -> `after`.
+
+    Raises:
+        IllegalTransition: names both states and the states that were open.
+    """
+    legal = type_tables[type(before)][before]
+    if after not in legal:
+        open_to = ", ".join(sorted(legal)) or "none, it is final"
+        raise IllegalTransition(
+            f"{type(before).__name__} {before} -> {after} is not a transition; from {before} "
+            f"the next states are: {open_to}"
+        )
