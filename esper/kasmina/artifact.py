@@ -1,0 +1,303 @@
+"""Reading, checking and opening kernel artifacts.
+
+The order is the point. A file is measured, read once, and its digest compared before a
+single byte of it is parsed; every later check works on the bytes in memory, so nothing can
+change on disk between a check and its use. Machine code is opened last, from a folder that
+only this user can enter.
+
+Nothing here imports Inductor or Dynamo: a training process needs no compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from esper.errors import ArtifactCorrupt, ArtifactMismatch, BlueprintError
+from esper.leyline.artifact import (
+    BACKWARD,
+    BLUEPRINT,
+    FORWARD,
+    MANIFEST,
+    MAX_LIBRARY_BYTES,
+    MAX_MANIFEST_BYTES,
+    MEMBERS,
+    Manifest,
+    ParameterSpec,
+    kernel_id,
+)
+from esper.leyline.blueprint import MAX_JSON_BYTES, BlueprintIR, parse_blueprint
+from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteSignature
+
+# kernel(h, params, alpha, mode) -> out; mode 0 TRAINING, 1 GRAFTING, 2 FULL
+Kernel = Callable[[Tensor, list[Tensor], float, int], Tensor]
+
+_CAPS = {
+    MANIFEST: MAX_MANIFEST_BYTES,
+    BLUEPRINT: MAX_JSON_BYTES,
+    FORWARD: MAX_LIBRARY_BYTES,
+    BACKWARD: MAX_LIBRARY_BYTES,
+}
+# The members and, generously, the zip's own headers.
+MAX_ARTIFACT_BYTES = sum(_CAPS.values()) + (1 << 16)
+_AGAIN = "fetch it again, or compile the blueprint again"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sound artifact in memory. Whether it runs on this machine is another question."""
+
+    manifest: Manifest
+    ir: BlueprintIR
+    forward: bytes
+    backward: bytes
+
+
+@dataclass(frozen=True)
+class OpenedKernel:
+    """A kernel ready to be called: `kernel(h, params, alpha, mode)`."""
+
+    manifest: Manifest
+    ir: BlueprintIR
+    kernel: Kernel
+
+
+def read_artifact(path: str | os.PathLike[str], digest: str) -> Artifact:
+    """Read the artifact at `path` if its SHA-256 is `digest` and all of it is in order.
+
+    Raises:
+        ArtifactCorrupt: too large, not a plain file, of another digest, not a zip of exactly
+            the four members, or its parts contradict each other.
+        FileNotFoundError: there is no such file.
+    """
+    content = _read_capped(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise ArtifactCorrupt(
+            f"{path}: the SHA-256 is {found}, expected {digest}; the file is damaged or another "
+            f"one: {_AGAIN}"
+        )
+    members = _members(path, content)
+    manifest = _manifest(path, members)
+    try:
+        ir = parse_blueprint(members[BLUEPRINT])
+        _consistent(path, manifest, ir)
+    except BlueprintError as e:
+        raise ArtifactCorrupt(f"{path}: {BLUEPRINT} is not a blueprint: {e}; {_AGAIN}") from e
+    for name in (FORWARD, BACKWARD):
+        if not members[name].startswith(b"\x7fELF"):
+            raise ArtifactCorrupt(f"{path}: {name} is not an ELF shared object; {_AGAIN}")
+    return Artifact(manifest, ir, members[FORWARD], members[BACKWARD])
+
+
+def _read_capped(path: str | os.PathLike[str]) -> bytes:
+    # O_NONBLOCK: opening a FIFO that somebody left at this path must not hang.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb", buffering=0) as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactCorrupt(f"{path}: not a plain file; an artifact is one zip file")
+        if status.st_size > MAX_ARTIFACT_BYTES:
+            raise ArtifactCorrupt(
+                f"{path}: {status.st_size} bytes, an artifact has at most {MAX_ARTIFACT_BYTES}"
+            )
+        # One byte more than was there is enough to notice that the file grows while read.
+        content = bytearray(status.st_size + 1)
+        view, filled = memoryview(content), 0
+        while filled < len(content) and (n := file.readinto(view[filled:])):
+            filled += n
+        view.release()
+    if filled != status.st_size:
+        raise ArtifactCorrupt(f"{path}: the file changed while it was read; try again")
+    del content[filled:]
+    return bytes(content)
+
+
+def _members(path: object, content: bytes) -> dict[str, bytes]:
+    """The four members; the list and all sizes are checked before one is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            infos = archive.infolist()
+            names = tuple(i.filename for i in infos)
+            if names != MEMBERS:
+                shown = ", ".join(repr(n) for n in names[:8])
+                raise ArtifactCorrupt(
+                    f"{path}: the members are [{shown}] ({len(names)} in all), expected exactly "
+                    f"{list(MEMBERS)}; this is not an esper artifact"
+                )
+            for info in infos:
+                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
+                    raise ArtifactCorrupt(
+                        f"{path}: {info.filename} is compressed or encrypted; artifacts are "
+                        f"stored as they are: {_AGAIN}"
+                    )
+                if info.file_size > _CAPS[info.filename] or info.file_size != info.compress_size:
+                    raise ArtifactCorrupt(
+                        f"{path}: {info.filename} claims {info.file_size} bytes "
+                        f"({info.compress_size} stored), at most {_CAPS[info.filename]} are allowed"
+                    )
+            return {i.filename: archive.read(i) for i in infos}
+    # zipfile reports a damaged file through whatever its parser ran into.
+    except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError,
+            RuntimeError, OSError, LookupError) as e:
+        raise ArtifactCorrupt(f"{path}: not a readable zip ({e}); {_AGAIN}") from e
+
+
+def _manifest(path: object, members: dict[str, bytes]) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(members[MANIFEST], strict=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the whole"
+        raise ArtifactCorrupt(f"{path}: {MANIFEST}: {first['msg']} (at {where}); {_AGAIN}") from e
+    wanted = set(MEMBERS) - {MANIFEST}
+    if set(manifest.sha256) != wanted:
+        raise ArtifactCorrupt(
+            f"{path}: {MANIFEST} has digests of {sorted(manifest.sha256)}, expected of "
+            f"{sorted(wanted)}; {_AGAIN}"
+        )
+    for name in sorted(wanted):
+        found = hashlib.sha256(members[name]).hexdigest()
+        if found != manifest.sha256[name]:
+            raise ArtifactCorrupt(
+                f"{path}: {name} has SHA-256 {found}, {MANIFEST} says {manifest.sha256[name]}; "
+                f"{_AGAIN}"
+            )
+    return manifest
+
+
+def _consistent(path: object, manifest: Manifest, ir: BlueprintIR) -> None:
+    """The manifest must describe this blueprint: ids, parameters and the calling plan."""
+    if manifest.blueprint_id != ir.id:
+        raise ArtifactCorrupt(
+            f"{path}: the blueprint inside is {ir.id}, {MANIFEST} says {manifest.blueprint_id}"
+        )
+    expected = kernel_id(ir.id, manifest.signature, manifest.toolchain, manifest.pipeline)
+    if manifest.kernel_id != expected:
+        raise ArtifactCorrupt(
+            f"{path}: {MANIFEST} names kernel {manifest.kernel_id}, its own fields give {expected}"
+        )
+    parameters = tuple(
+        ParameterSpec(name=p.name, shape=p.shape) for p in infer(ir, manifest.signature).parameters
+    )
+    if manifest.parameters != parameters:
+        raise ArtifactCorrupt(
+            f"{path}: {MANIFEST} lists the parameters "
+            f"{[(p.name, p.shape) for p in manifest.parameters]}, the blueprint has "
+            f"{[(p.name, p.shape) for p in parameters]}"
+        )
+    inputs = 2 + len(parameters)  # h, alpha and the parameters
+    for source in manifest.backward_inputs:
+        kind, _, index = source.partition(":")
+        number = int(index) if index.isascii() and index.isdigit() and len(index) < 6 else -1
+        if source != "grad" and not (
+            (kind == "in" and 0 <= number < inputs) or (kind == "out" and number >= 0)
+        ):
+            raise ArtifactCorrupt(
+                f"{path}: backward input {source!r} is none of 'grad', 'in:0' to "
+                f"'in:{inputs - 1}', 'out:K'"
+            )
+    if len(manifest.gradients) != inputs - 1 or min(manifest.gradients) < 0:
+        raise ArtifactCorrupt(
+            f"{path}: {MANIFEST} maps {len(manifest.gradients)} gradients "
+            f"{manifest.gradients}, expected {inputs - 1} indices from 0"
+        )
+
+
+def this_isa(device: str) -> str:
+    """What `Toolchain.isa` would say for a kernel built here for `device`.
+
+    Raises:
+        ArtifactMismatch: `device` is "cuda" and this process sees no GPU.
+    """
+    if device == "cpu":
+        return str(torch.backends.cpu.get_cpu_capability())
+    if not torch.cuda.is_available():
+        raise ArtifactMismatch(
+            "the kernel is made for a cuda device, this process sees none; choose a kernel for "
+            "cpu, or run where there is a GPU"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def check_runs_here(manifest: Manifest, signature: SiteSignature | None = None) -> None:
+    """Raise unless a kernel with this manifest may run in this process (at `signature`).
+
+    Raises:
+        ArtifactMismatch: names what the kernel is made for and what is here.
+    """
+    name, made = manifest.kernel_id, manifest.toolchain
+    recompile = "let Tezzeret compile the blueprint again here"
+    if signature is not None and manifest.signature != signature:
+        raise ArtifactMismatch(
+            f"kernel {name} is made for {manifest.signature}, the site is {signature}; choose a "
+            "kernel for the site's signature"
+        )
+    if made.torch != torch.__version__:
+        raise ArtifactMismatch(
+            f"kernel {name} is built for torch {made.torch}, this is torch {torch.__version__}; "
+            f"{recompile}"
+        )
+    here = this_isa(manifest.signature.device)
+    if made.isa != here:
+        raise ArtifactMismatch(
+            f"kernel {name} is built for {made.isa} ({manifest.signature.device}), this machine "
+            f"runs {here}; {recompile}"
+        )
+
+
+def open_artifact(
+    path: str | os.PathLike[str], digest: str, signature: SiteSignature | None = None
+) -> OpenedKernel:
+    """Verify the artifact at `path` and open its machine code.
+
+    Takes some milliseconds; call it away from the training thread. The compiled code stays
+    mapped for as long as the returned kernel lives.
+
+    Raises:
+        ArtifactCorrupt: see `read_artifact`.
+        ArtifactMismatch: see `check_runs_here`.
+    """
+    artifact = read_artifact(path, digest)
+    check_runs_here(artifact.manifest, signature)
+    return OpenedKernel(artifact.manifest, artifact.ir, _open_code(artifact))
+
+
+def _open_code(artifact: Artifact) -> Kernel:
+    from esper.kasmina.native import open_kernel
+
+    manifest = artifact.manifest
+    # A fresh 0700 folder per opening, not a memfd: the dynamic linker takes a library whose
+    # path it has seen before for the same library, and /proc/self/fd/N comes round again.
+    # Once mapped the files are not needed, so they go at once.
+    with tempfile.TemporaryDirectory(prefix="esper-kernel-") as folder:
+        paths = []
+        for name, code in ((FORWARD, artifact.forward), (BACKWARD, artifact.backward)):
+            target = Path(folder, f"{manifest.kernel_id}-{name}")
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb", buffering=0) as file:
+                view = memoryview(code)
+                while view:
+                    view = view[file.write(view):]
+            paths.append(str(target))
+        kernel: Kernel = open_kernel(
+            paths[0],
+            paths[1],
+            list(manifest.backward_inputs),
+            list(manifest.gradients),
+            manifest.signature.device,
+        )
+        return kernel

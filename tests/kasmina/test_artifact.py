@@ -1,0 +1,307 @@
+"""Every way an artifact can be wrong, as a real file on disk, and the refusal it meets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.errors import ArtifactCorrupt, ArtifactMismatch
+from esper.kasmina import artifact as room
+from esper.kasmina.artifact import check_runs_here, open_artifact, read_artifact
+from esper.leyline.artifact import (
+    MANIFEST,
+    MEMBERS,
+    Manifest,
+    ParameterSpec,
+    Pipeline,
+    Toolchain,
+    kernel_id,
+)
+from esper.leyline.base import sha256
+from esper.leyline.blueprint import BlueprintIR, C, Node, Op
+from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteKind, SiteSignature
+
+SITE = SiteSignature(kind=SiteKind.FEATURES, channels=8)
+IR = BlueprintIR(
+    kind=SiteKind.FEATURES,
+    nodes=(
+        Node(id="a", op=Op.LINEAR, inputs=("h",), out=C),
+        Node(id="b", op=Op.ADD, inputs=("a", "h")),
+    ),
+    output="b",
+)
+# Machine code is not looked into before it is opened; these tests never open it.
+CODE = {"forward.so": b"\x7fELF" + bytes(range(256)) * 8, "backward.so": b"\x7fELF" + b"b" * 999}
+
+
+def _members(
+    ir: BlueprintIR = IR, *, torch_build: str | None = None, isa: str | None = None, **changes: Any
+) -> dict[str, bytes]:
+    toolchain = Toolchain(
+        torch=torch_build or torch.__version__,
+        isa=isa or torch.backends.cpu.get_cpu_capability(),
+        compiler="g++ 12",
+        esper="0",
+    )
+    made = {"blueprint.json": ir.to_json().encode(), **CODE}
+    fields: dict[str, Any] = {
+        "kernel_id": kernel_id(ir.id, SITE, toolchain, Pipeline.FAST),
+        "blueprint_id": ir.id,
+        "signature": SITE,
+        "pipeline": Pipeline.FAST,
+        "toolchain": toolchain,
+        "parameters": tuple(
+            ParameterSpec(name=p.name, shape=p.shape) for p in infer(ir, SITE).parameters
+        ),
+        "backward_inputs": ("in:0", "in:1", "in:2", "grad"),
+        "gradients": (0, 1, 2),
+        "sha256": {name: sha256(content) for name, content in made.items()},
+        "compile_seconds": 1.0,
+        "flops": 1,
+    }
+    manifest = Manifest(**{**fields, **changes})
+    return {MANIFEST: manifest.model_dump_json().encode(), **made}
+
+
+def _zip(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=compression)
+    return buffer.getvalue()
+
+
+def _sound() -> bytes:
+    return _zip(_members().items())
+
+
+def _write(folder: Path, content: bytes) -> tuple[Path, str]:
+    path = folder / "kernel.esper"
+    path.write_bytes(content)
+    return path, hashlib.sha256(content).hexdigest()
+
+
+def test_a_sound_artifact_is_read(tmp_path: Path) -> None:
+    artifact = read_artifact(*_write(tmp_path, _sound()))
+    assert artifact.ir == IR
+    assert artifact.forward == CODE["forward.so"]
+    assert artifact.backward == CODE["backward.so"]
+    check_runs_here(artifact.manifest, SITE)
+
+
+def test_truncation_at_any_length_is_refused(tmp_path: Path) -> None:
+    content = _sound()
+    digest = hashlib.sha256(content).hexdigest()
+    for length in [*range(0, len(content), 97), len(content) - 1]:
+        path, own = _write(tmp_path, content[:length])
+        with pytest.raises(ArtifactCorrupt, match="SHA-256"):
+            read_artifact(path, digest)
+        with pytest.raises(ArtifactCorrupt, match="not a readable zip"):
+            read_artifact(path, own)  # even where the digest was taken of the stump
+
+
+def test_a_flipped_bit_in_any_region_is_refused(tmp_path: Path) -> None:
+    content = _sound()
+    digest = hashlib.sha256(content).hexdigest()
+    rng = random.Random(0)
+    for start in range(0, len(content), 64):
+        damaged = bytearray(content)
+        damaged[min(start + rng.randrange(64), len(content) - 1)] ^= 1 << rng.randrange(8)
+        path, _ = _write(tmp_path, bytes(damaged))
+        with pytest.raises(ArtifactCorrupt, match="SHA-256"):
+            read_artifact(path, digest)
+
+
+def test_behind_a_matching_digest_damage_is_still_refused_or_harmless(tmp_path: Path) -> None:
+    """Whoever damages the file may also forge its digest: no other error may come out, and
+    what is accepted must have the right contents."""
+    content = _sound()
+    sound = read_artifact(*_write(tmp_path, content))
+    rng = random.Random(1)
+    refused = 0
+    for position in rng.sample(range(len(content)), 1500):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << rng.randrange(8)
+        try:
+            found = read_artifact(*_write(tmp_path, bytes(damaged)))
+        except ArtifactCorrupt:
+            refused += 1
+        else:  # a time stamp or an attribute in a zip header
+            assert found == sound
+    assert refused > 1300
+
+
+def _without_digest() -> dict[str, str]:
+    return {name: sha256(content) for name, content in CODE.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a readable zip"),
+        (b"#!/bin/sh\nexit 1\n", "not a readable zip"),
+        (_zip([("archive/data.pkl", b"\x80\x02}.")]), "the members are"),
+        (_zip([*_members().items(), ("extra.py", b"print()")]), "the members are"),
+        (_zip(list(_members().items())[:3]), "the members are"),
+        (_zip(reversed(_members().items())), "the members are"),
+        (_zip([*_members().items(), (MANIFEST, b"{}")]), "the members are"),
+        (_zip([("../" + n, c) for n, c in _members().items()]), "the members are"),
+        (_zip(_members().items(), zipfile.ZIP_DEFLATED), "compressed"),
+        (_zip({**_members(), MANIFEST: b"{"}.items()), "manifest.json"),
+        (_zip({**_members(), MANIFEST: b"[]"}.items()), "manifest.json"),
+        (_zip({**_members(), MANIFEST: b'{"format":2}'}.items()), "manifest.json"),
+        (_zip({**_members(), MANIFEST: b" " * (1 << 20 | 1)}.items()), "at most 1048576"),
+        (_zip({**_members(), "blueprint.json": b" " * 65537}.items()), "at most 65536"),
+        (_zip({**_members(), "forward.so": b"\x7fELF other"}.items()), "forward.so has SHA-256"),
+        (_zip({**_members(), "blueprint.json": b"{}"}.items()), "blueprint.json has SHA-256"),
+        (_zip(_members(sha256=_without_digest()).items()), "has digests of"),
+        (_zip(_members(kernel_id="k-0").items()), "names kernel k-0"),
+        (_zip(_members(kernel_id="../../x").items()), "names kernel"),
+        (_zip(_members(blueprint_id="bp-0").items()), "the blueprint inside is"),
+        (_zip(_members(parameters=()).items()), "lists the parameters"),
+        (_zip(_members(backward_inputs=("in:4",)).items()), "backward input 'in:4'"),
+        (_zip(_members(backward_inputs=("out:-1",)).items()), "backward input 'out:-1'"),
+        (_zip(_members(backward_inputs=("out:" + "9" * 30,)).items()), "backward input"),
+        (_zip(_members(gradients=(0, 1)).items()), "maps 2 gradients"),
+        (_zip(_members(gradients=(0, -1, 2)).items()), "maps 3 gradients"),
+    ],
+)
+def test_a_foreign_or_contradictory_file_is_refused(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    with pytest.raises(ArtifactCorrupt, match=says):
+        read_artifact(*_write(tmp_path, content))
+
+
+def test_code_that_is_no_elf_and_a_blueprint_that_is_none_are_refused(tmp_path: Path) -> None:
+    for name, content, says in (
+        ("forward.so", b"MZ...", "not an ELF"),
+        ("blueprint.json", b"{}", "not a blueprint"),
+    ):
+        made = _members()
+        made[name] = content
+        digests = {n: sha256(c) for n, c in made.items() if n != MANIFEST}
+        made[MANIFEST] = _members(sha256=digests)[MANIFEST]
+        with pytest.raises(ArtifactCorrupt, match=says):
+            read_artifact(*_write(tmp_path, _zip(made.items())))
+
+
+def test_a_lying_size_in_the_central_directory_is_refused(tmp_path: Path) -> None:
+    content = bytearray(_sound())
+    entry = content.rindex(b"PK\x01\x02")  # of the last member
+    content[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")
+    with pytest.raises(ArtifactCorrupt, match="claims 2147483648 bytes"):
+        read_artifact(*_write(tmp_path, bytes(content)))
+
+
+def test_the_wrong_digest_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    path, digest = _write(tmp_path, _sound())
+    with pytest.raises(ArtifactCorrupt, match=digest) as refusal:
+        read_artifact(path, "0" * 64)
+    assert "0" * 64 in str(refusal.value)
+
+
+def test_an_oversize_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.esper"
+    with path.open("wb") as file:
+        file.truncate(room.MAX_ARTIFACT_BYTES + 1)  # sparse: takes no disk
+    with pytest.raises(ArtifactCorrupt, match="at most"):
+        read_artifact(path, "0" * 64)
+
+
+def test_what_is_no_plain_file_is_refused_without_hanging(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises((ArtifactCorrupt, IsADirectoryError)):
+            read_artifact(path, "0" * 64)
+    with pytest.raises(FileNotFoundError):
+        read_artifact(tmp_path / "nothing", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "both"),
+    [
+        ({"torch_build": "1.0.0"}, ["1.0.0", str(torch.__version__)]),
+        ({"isa": "ALTIVEC"}, ["ALTIVEC", str(torch.backends.cpu.get_cpu_capability())]),
+    ],
+)
+def test_another_torch_or_isa_is_refused_naming_both(
+    tmp_path: Path, changes: dict[str, str], both: list[str]
+) -> None:
+    path, digest = _write(tmp_path, _zip(_members(**changes).items()))
+    with pytest.raises(ArtifactMismatch) as refusal:
+        open_artifact(path, digest, SITE)
+    assert all(side in str(refusal.value) for side in both)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SITE.model_copy(update={"channels": 16}),
+        SITE.model_copy(update={"dtype": "bfloat16"}),
+        SITE.model_copy(update={"device": "cuda"}),
+        SiteSignature(kind=SiteKind.TOKENS, channels=8, causal=True),
+    ],
+)
+def test_another_signature_is_refused_naming_both(tmp_path: Path, other: SiteSignature) -> None:
+    path, digest = _write(tmp_path, _sound())
+    with pytest.raises(ArtifactMismatch) as refusal:
+        open_artifact(path, digest, other)
+    assert str(SITE) in str(refusal.value) and str(other) in str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_cuda_kernel_is_refused_where_there_is_no_gpu() -> None:
+    manifest = Manifest.model_validate_json(
+        _members(signature=SITE.model_copy(update={"device": "cuda"}))[MANIFEST]
+    )
+    with pytest.raises(ArtifactMismatch, match="sees none"):
+        check_runs_here(manifest)
+
+
+_OPEN = """
+import sys, pathlib, hashlib, tempfile, torch
+from esper.kasmina.artifact import open_artifact
+from esper.leyline.reference import initial_parameters
+path = sys.argv[1]
+opened = open_artifact(path, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest())
+site = opened.manifest.signature
+h = torch.randn(site.shape(5), requires_grad=True)
+params = [p.requires_grad_() for p in initial_parameters(opened.ir, site)]
+opened.kernel(h, params, 0.5, 2).sum().backward()
+assert h.grad is not None and all(p.grad is not None for p in params)
+compilers = [m for m in sys.modules if m.split(".")[:2] in (
+    ["torch", "_inductor"], ["torch", "_dynamo"], ["sympy"], ["triton"])]
+assert not compilers, compilers
+assert not list(pathlib.Path(tempfile.gettempdir()).iterdir())
+"""
+
+
+@pytest.mark.slow
+def test_opening_runs_the_kernel_without_a_compiler_and_leaves_no_file(
+    feature_artifact: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN, str(feature_artifact)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_member_order_is_the_contract() -> None:
+    assert MEMBERS == ("manifest.json", "blueprint.json", "forward.so", "backward.so")
