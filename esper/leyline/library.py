@@ -163,3 +163,6 @@ class Library(Protocol):
 
     def depths(self) -> QueueDepths:
         """How many items wait in each queue now."""
+
+    def capacity(self) -> float:
+        """The capacity factor of section 6.3.4, from the fullest queue: 1.0 down to 0.1."""

@@ -1,0 +1,305 @@
+"""Kasmina's desk: the sites of one model, the seeds at them, and the commands they obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from esper.errors import SiteError
+from esper.kasmina.guards import DEFAULT_GUARDS, Guard
+from esper.kasmina.loader import Loader, Ready
+from esper.kasmina.schedule import SCHEDULES
+from esper.kasmina.seed import Seed
+from esper.kasmina.sites import Found, find_sites
+from esper.leyline.command import Action, Command, Transition
+from esper.leyline.lifecycle import ACTIVE, SeedState
+from esper.leyline.signature import SiteKind
+
+_NEXT = {
+    SeedState.TRAINING: SeedState.GRAFTING,
+    SeedState.STABILIZATION: SeedState.EVALUATING,
+    SeedState.EVALUATING: SeedState.FINE_TUNING,
+}
+HEALTH_EVERY = 10  # steps between two samples of a seed's health
+
+
+@dataclass
+class Site:
+    """One growth site: its fossilized seeds, and at most one on its way."""
+
+    found: Found
+    fossils: list[Seed] = field(default_factory=list)
+    seed: Seed | None = None
+    pending: Future[Ready] | None = None
+    resting: SeedState = SeedState.DORMANT  # DORMANT, or why the last seed left
+    embargo: int = 0  # epochs left before the site is DORMANT again
+
+    @property
+    def name(self) -> str:
+        return self.found.name
+
+    @property
+    def state(self) -> SeedState:
+        return self.seed.state if self.seed is not None else self.resting
+
+
+Observer = Callable[[Transition], None]
+
+
+class Growth:
+    """All growth of one model. Every change happens on the training thread, between steps.
+
+    `on_join` and `on_leave` are told of parameters that appear and disappear (the optimizer's
+    business); `observers` of every transition. `embargo_epochs` is how long a site rests
+    after a seed left it.
+    """
+
+    def __init__(self, model: nn.Module, found: Sequence[Found]) -> None:
+        self.model = model
+        self.sites = {f.name: Site(f) for f in found}
+        self.guards: tuple[Guard, ...] = DEFAULT_GUARDS
+        self.graft_steps = 100
+        self.schedule = "cosine"
+        self.embargo_epochs = 5
+        self.seed = 0
+        self.step = 0
+        self.epoch = 0
+        self.observers: list[Observer] = []
+        self.on_join: Callable[[list[nn.Parameter]], None] = lambda params: None
+        self.on_leave: Callable[[list[nn.Parameter]], None] = lambda params: None
+        self.on_failure: Callable[[Seed, str], None] = lambda seed, reason: None
+        self.on_settled: Callable[[Seed, str], None] = lambda seed, reason: None
+        self._germinated = 0
+
+    # -- looking --------------------------------------------------------------------------
+
+    def active(self) -> list[Seed]:
+        """Seeds on their way, loading ones included."""
+        return [s.seed for s in self.sites.values() if s.seed is not None]
+
+    def fossils(self) -> list[Seed]:
+        return [f for s in self.sites.values() for f in s.fossils]
+
+    # -- commands -------------------------------------------------------------------------
+
+    def obey(self, command: Command, loader: Loader | None = None) -> None:
+        """Carry out one command.
+
+        Raises:
+            SiteError: no such site, or nothing to command there.
+            IllegalTransition: the seed's state does not allow it; nothing is changed.
+        """
+        site = self.sites.get(command.site)
+        if site is None:
+            raise SiteError(f"no site {command.site!r}; there are: {', '.join(self.sites)}")
+        if command.action is Action.GERMINATE:
+            self._germinate(site, command, loader)
+            return
+        seed = site.seed
+        if seed is None:
+            raise SiteError(f"site {site.name!r} is {site.state}, there is no seed to command")
+        match command.action:
+            case Action.ADVANCE:
+                after = _NEXT.get(seed.state, SeedState.FOSSILIZED)
+            case Action.FOSSILIZE:
+                after = SeedState.FOSSILIZED
+            case Action.CULL:
+                after = SeedState.CULLED
+            case Action.CANCEL:
+                after = SeedState.CANCELLED
+        self._move(site, seed, after, command.reason)
+
+    def _germinate(self, site: Site, command: Command, loader: Loader | None) -> None:
+        if site.state is not SeedState.DORMANT:
+            raise SiteError(f"site {site.name!r} is {site.state}; only a DORMANT one germinates")
+        if loader is None or command.kernel_id is None or command.blueprint_id is None:
+            raise SiteError("germination needs a loader, a kernel_id and a blueprint_id")
+        self._germinated += 1
+        seed = Seed(
+            site.found, command.kernel_id, command.blueprint_id, command.trace_id,
+            number=self._germinated, schedule=SCHEDULES[self.schedule],
+            graft_steps=self.graft_steps,
+        )
+        site.seed = seed
+        site.pending = loader.prefetch(
+            command.kernel_id, site.found.signature, self.seed + self._germinated
+        )
+        self._tell(seed, SeedState.DORMANT, SeedState.GERMINATED, command.reason)
+
+    # -- time -----------------------------------------------------------------------------
+
+    def tick(self) -> bool:
+        """A step is over: swap in what is ready, move alphas, let guards speak.
+
+        Returns True where anything joined, left or changed state.
+        """
+        self.step += 1
+        changed = False
+        for site in self.sites.values():
+            seed = site.seed
+            if seed is not None:
+                changed |= self._tick(site, seed)
+            for fossil in site.fossils:
+                if fossil.failure is not None and not fossil.failure_told:
+                    fossil.failure_told = True
+                    self.on_failure(fossil, str(fossil.failure))
+        return changed
+
+    def _tick(self, site: Site, seed: Seed) -> bool:
+        if seed.failure is not None:
+            self.on_failure(seed, str(seed.failure))
+            self._move(site, seed, SeedState.CULLED, str(seed.failure))
+            return True
+        if site.pending is not None:
+            return site.pending.done() and self._swap_in(site, seed, site.pending)
+        if seed.state in (SeedState.GRAFTING, SeedState.STABILIZATION):
+            if self.step % HEALTH_EVERY == HEALTH_EVERY - 1:
+                seed.sample_health()
+            elif self.step % HEALTH_EVERY == 0:
+                health = seed.health()
+                for guard in self.guards:
+                    if reason := guard(health):
+                        self._move(site, seed, SeedState.CULLED, reason)
+                        return True
+        if seed.tick():
+            self._move(site, seed, SeedState.STABILIZATION, "alpha reached 1")
+            return True
+        return False
+
+    def _swap_in(self, site: Site, seed: Seed, pending: Future[Ready]) -> bool:
+        site.pending = None
+        try:
+            kernel, values = pending.result()
+        except Exception as e:  # a refusal of the slow track never reaches the training loop
+            reason = f"kernel could not be loaded: {e}"
+            self.on_failure(seed, reason)
+            self._move(site, seed, SeedState.CULLED, reason)
+            return True
+        seed.install(kernel, values)
+        self.on_join(list(seed.params))
+        self._move(site, seed, SeedState.TRAINING, "kernel fetched, verified and opened")
+        return True
+
+    def end_epoch(self) -> None:
+        """An epoch is over: seeds age, embargoes run down."""
+        self.epoch += 1
+        for site in self.sites.values():
+            if site.seed is not None:
+                site.seed.epochs_in_state += 1
+            elif site.embargo:
+                site.embargo -= 1
+                if site.embargo == 0:
+                    self._rest_over(site)
+
+    def roll_back(self, reason: str) -> None:
+        """Send every seed on its way to ROLLED_BACK; fossils stay."""
+        for site in self.sites.values():
+            if site.seed is not None and site.seed.state in ACTIVE:
+                self._move(site, site.seed, SeedState.ROLLED_BACK, reason)
+
+    # -- bookkeeping ----------------------------------------------------------------------
+
+    def _move(self, site: Site, seed: Seed, after: SeedState, reason: str) -> None:
+        before = seed.move(after)
+        if after is SeedState.FOSSILIZED:
+            site.fossils.append(seed)
+            site.seed = None
+            site.resting = SeedState.DORMANT  # the fossil is final; the place is free again
+        elif after in (SeedState.CULLED, SeedState.CANCELLED, SeedState.ROLLED_BACK):
+            if site.pending is not None:
+                site.pending.cancel()
+                site.pending = None
+            self.on_leave(list(seed.params))
+            seed.remove()
+            site.seed = None
+            site.resting, site.embargo = after, self.embargo_epochs
+        self._tell(seed, before, after, reason)
+        if after not in ACTIVE:
+            self.on_settled(seed, reason)
+            if site.resting is not SeedState.DORMANT and site.embargo == 0:
+                self._rest_over(site)
+
+    def _rest_over(self, site: Site) -> None:
+        before, site.resting = site.resting, SeedState.DORMANT
+        self._emit(
+            Transition(trace_id="embargo", site=site.name, kernel_id=None, before=before,
+                       after=SeedState.DORMANT, trigger="embargo is over",
+                       step=self.step, epoch=self.epoch)
+        )
+
+    def _tell(self, seed: Seed, before: SeedState, after: SeedState, trigger: str) -> None:
+        self._emit(
+            Transition(trace_id=seed.trace_id, site=seed.site.name, kernel_id=seed.kernel_id,
+                       before=before, after=after, trigger=trigger,
+                       step=self.step, epoch=self.epoch)
+        )
+
+    def _emit(self, transition: Transition) -> None:
+        for observer in self.observers:
+            observer(transition)
+
+
+_GROWN: WeakKeyDictionary[nn.Module, Growth] = WeakKeyDictionary()
+
+
+def wrap(
+    model: nn.Module,
+    sites: Sequence[str] | str = "auto",
+    *,
+    example: Any = None,
+    kind: SiteKind | None = None,
+    causal: bool = False,
+) -> nn.Module:
+    """Name where `model` may grow, and return it.
+
+    The model itself is not touched until a seed germinates: no hook, no wrapper, no parameter.
+
+    Args:
+        sites: module names, shell patterns ("layer*.1"), or "auto" for `suggest_sites`.
+        example: one input batch, or a tuple of positional arguments, to see shapes with. It
+            may be left out where every site is a layer that declares its width.
+        kind: say which layout the sites have, where it cannot be told from the rank.
+        causal: token sites belong to an autoregressive model and must not look ahead.
+
+    Raises:
+        SiteError: a site does not exist or cannot be grown, with the reason; or the model is
+            wrapped already.
+    """
+    if model in _GROWN:
+        raise SiteError("the model is wrapped already; esper.unwrap(model) first")
+    _GROWN[model] = Growth(model, find_sites(model, sites, example, kind=kind, causal=causal))
+    return model
+
+
+def growth_of(model: nn.Module) -> Growth:
+    """The growth of a wrapped model.
+
+    Raises:
+        SiteError: the model is not wrapped.
+    """
+    try:
+        return _GROWN[model]
+    except KeyError:
+        raise SiteError("the model is not wrapped; call esper.wrap(model, ...) first") from None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give the model back as it was before `wrap`: every seed and its parameters leave.
+
+    To keep what has grown, use `export`.
+    """
+    growth = growth_of(model)
+    for site in growth.sites.values():
+        for seed in ([site.seed] if site.seed else []) + site.fossils:
+            growth.on_leave(list(seed.params))
+            seed.remove()
+        if site.pending is not None:
+            site.pending.cancel()
+        site.seed, site.fossils, site.pending = None, [], None
+    del _GROWN[model]
+    return model

@@ -1,0 +1,229 @@
+"""The slow track: Karn, Tezzeret and Urabrask as child processes beside a training run.
+
+    with SlowTrack("runs/library"):
+        train()
+
+One supervisor process stands between the trainer and the services. It holds the read end
+of a pipe whose write end the trainer holds: when the trainer goes, however it goes, the
+kernel closes the pipe, and the supervisor ends every descendant before itself. Should the
+supervisor be killed, the parent-death signal ends the services.
+
+Everything runs at idle priority *in the trainer's own session*. The kernel groups processes
+by session (autogroup), and idle priority counts only inside a group; a session of its own
+would give the slow track an equal share of the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+log = logging.getLogger("esper.slowtrack")
+
+Priority = Literal["idle", "normal"]
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_RESTART_SECONDS = 5.0
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+class SlowTrack:
+    """Starts the services on entry and ends them on exit; a context manager.
+
+    Args:
+        library: folder of the library; created where missing.
+        tezzeret: number of compile services; Karn and Urabrask run once each.
+        priority: "idle" lets the trainer have every cycle it asks for. Where it keeps all
+            cores busy, nothing is compiled then: leave a core to the slow track by
+            `torch.set_num_threads`, or choose "normal" and share.
+        pipeline: FAST, STANDARD or AGGRESSIVE for all new work; None lets Tezzeret choose.
+        log_file: where the services write; by default `slowtrack.log` in the library.
+    """
+
+    def __init__(
+        self,
+        library: str | Path,
+        *,
+        tezzeret: int = 1,
+        priority: Priority = "idle",
+        pipeline: str | None = None,
+        seed: int = 0,
+        log_file: str | Path | None = None,
+    ) -> None:
+        self.library = Path(library)
+        self._arguments = ["--tezzeret", str(tezzeret), "--priority", priority,
+                           "--seed", str(seed)] + (["--pipeline", pipeline] if pipeline else [])
+        self.log_file = Path(log_file) if log_file else self.library / "slowtrack.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The supervisor's process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> SlowTrack:
+        self.library.mkdir(parents=True, exist_ok=True)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "esper.slowtrack", "supervise", str(self.library),
+                 *self._arguments],
+                stdin=subprocess.PIPE, stdout=out, stderr=out,
+            )
+        return self
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Close the pipe and wait; kill what is left after `timeout` seconds."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        process.stdin.close()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            end_descendants(process.pid)
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> SlowTrack:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def end_descendants(pid: int, grace: float = 1.0) -> None:
+    """Terminate, then kill, every descendant of `pid`; returns when they are gone."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for child in children:
+        try:
+            child.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, left = psutil.wait_procs(children, timeout=grace)
+    for child in left:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=grace)
+
+
+def _set_priority(priority: Priority) -> None:
+    if priority == "idle" and hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    elif priority == "idle":
+        os.nice(19)
+
+
+def _supervise(options: argparse.Namespace) -> None:
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed service come to us, to be ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; the pipe tells us
+    _set_priority(options.priority)
+    names = ["karn", *(f"tezzeret-{i}" for i in range(options.tezzeret)), "urabrask"]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    restart_at: dict[str, float] = {}
+    trainer_gone = threading.Event()
+
+    def wait_for_the_trainer() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        trainer_gone.set()
+
+    threading.Thread(target=wait_for_the_trainer, daemon=True).start()
+    while not trainer_gone.is_set():
+        for name in names:
+            process = running.get(name)
+            if process is not None and process.poll() is None:
+                continue
+            if process is not None and name not in restart_at:
+                log.warning("%s ended with %s; starting it again", name, process.returncode)
+                restart_at[name] = time.monotonic() + _RESTART_SECONDS
+            if time.monotonic() >= restart_at.get(name, 0.0):
+                restart_at.pop(name, None)
+                running[name] = _start_service(name, options)
+        trainer_gone.wait(0.5)
+    end_descendants(os.getpid())
+
+
+def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    arguments = [sys.executable, "-m", "esper.slowtrack", "serve", options.library, name,
+                 "--seed", str(options.seed), "--parent", str(os.getpid())]
+    if options.pipeline:
+        arguments += ["--pipeline", options.pipeline]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=environment)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != options.parent:  # it died before the signal was set
+        return
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from esper.urza.library import LocalLibrary
+
+    library: Any = LocalLibrary(Path(options.library))
+    role = options.name.partition("-")[0]
+    if role == "karn":
+        from esper.karn import service as karn
+
+        karn.run(library, stop, seed=options.seed)
+    elif role == "tezzeret":
+        from esper.leyline.artifact import Pipeline
+        from esper.tezzeret import service as tezzeret
+
+        pipeline = Pipeline(options.pipeline) if options.pipeline else None
+        tezzeret.run(library, stop, worker_name=options.name, pipeline=pipeline)
+    else:
+        from esper.urabrask import service as urabrask
+
+        urabrask.run(library, stop, worker_name=options.name)
+
+
+def main() -> None:
+    """`python -m esper.slowtrack supervise|serve`: the processes behind `SlowTrack`."""
+    parser = argparse.ArgumentParser(prog="python -m esper.slowtrack")
+    commands = parser.add_subparsers(required=True)
+    supervise = commands.add_parser("supervise")
+    supervise.add_argument("--tezzeret", type=int, default=1)
+    supervise.add_argument("--priority", choices=("idle", "normal"), default="idle")
+    supervise.set_defaults(run=_supervise)
+    serve = commands.add_parser("serve")
+    serve.add_argument("--parent", type=int, required=True)
+    serve.set_defaults(run=_serve)
+    for command in (supervise, serve):
+        command.add_argument("library")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--pipeline")
+    serve.add_argument("name")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"
+    )
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The default policy: grow on a schedule or on a plateau, keep what pays, cull what does not."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from esper.leyline.command import Action, Command
+from esper.leyline.library import KernelRecord
+from esper.leyline.lifecycle import SeedState
+from esper.tamiyo.state import Catalog, Considered, Decision, SiteStatus, SystemState
+
+
+@dataclass
+class HeuristicPolicy:
+    """When: every `every` epochs from `start` on, or after `patience` epochs in which the
+    held-out loss fell by less than `min_delta` of itself. Load slows it: the interval is
+    divided by the slow track's capacity factor.
+
+    Where: the dormant site with the largest gradient signal. Which: the kernel whose
+    blueprint has the best mean gain in field reports, untried ones taking an optimistic
+    prior, faster ones preferred; within what is left of `max_parameters`.
+
+    A seed whose counterfactual gain is above `min_gain` (a share of the held-out loss) moves
+    on; one that shows none within `training_epochs` is culled.
+    """
+
+    trigger: str = "schedule"
+    start: int = 2
+    every: int = 3
+    patience: int = 3
+    min_delta: float = 0.01
+    max_growths: int = 8
+    max_active: int = 1
+    max_parameters: int | None = None
+    training_epochs: int = 3
+    stabilization_epochs: int = 1
+    fine_tuning_epochs: int = 1
+    min_gain: float = 0.0
+    seed: int = 0
+    _random: random.Random = field(init=False, repr=False)
+    _last: int | None = field(init=False, repr=False, default=None)  # epoch of the last growth
+
+    def __post_init__(self) -> None:
+        if self.trigger not in ("schedule", "plateau"):
+            raise ValueError(f"trigger is 'schedule' or 'plateau', not {self.trigger!r}")
+        self._random = random.Random(self.seed)
+
+    # -- seeds on their way ---------------------------------------------------------------
+
+    def _care_for(self, site: SiteStatus, threshold: float) -> Command | None:
+        def command(action: Action, reason: str) -> Command:
+            return Command(action=action, site=site.name, kernel_id=site.kernel_id,
+                           trace_id=site.trace_id, reason=reason)
+
+        gain, age = site.gain, site.epochs_in_state
+        shown = "not measured" if gain is None else f"{gain:+.4g}"
+        pays = gain is not None and math.isfinite(gain) and gain > threshold
+        match site.state:
+            case SeedState.TRAINING if age >= 1:
+                if pays:
+                    return command(Action.ADVANCE, f"isolated learning shows a gain of {shown}")
+                if age >= self.training_epochs:
+                    return command(Action.CULL, f"no signal in {age} epochs: gain {shown}")
+            case SeedState.STABILIZATION if age >= self.stabilization_epochs:
+                return command(Action.ADVANCE, f"settled for {age} epochs")
+            case SeedState.EVALUATING:
+                if not pays:
+                    return command(Action.CULL, f"counterfactual shows no gain: {shown}")
+                if self.fine_tuning_epochs:
+                    return command(Action.ADVANCE, f"counterfactual gain {shown}")
+                return command(Action.FOSSILIZE, f"counterfactual gain {shown}, nothing to tune")
+            case SeedState.FINE_TUNING if age >= self.fine_tuning_epochs:
+                if pays:
+                    return command(Action.FOSSILIZE, f"gain {shown} kept through fine-tuning")
+                return command(Action.CULL, f"regressed in fine-tuning: gain {shown}")
+        return None
+
+    # -- new seeds ------------------------------------------------------------------------
+
+    def _due(self, state: SystemState, capacity: float) -> str | None:
+        """The reason to germinate now, or None."""
+        last = self._last
+        slowed = "" if capacity >= 1 else f", slowed by capacity {capacity:g}"
+        if self.trigger == "schedule":
+            wait = math.ceil(self.every / capacity)
+            if state.epoch >= self.start and (last is None or state.epoch - last >= wait):
+                return f"schedule: every {self.every} epochs from {self.start}{slowed}"
+            return None
+        wait = math.ceil(self.patience / capacity)
+        losses = state.holdout_losses
+        if len(losses) <= wait or (last is not None and state.epoch - last < wait):
+            return None
+        before, recent = min(losses[:-wait]), min(losses[-wait:])
+        if recent > before * (1 - self.min_delta):
+            return (f"plateau: best held-out loss {recent:.4g} after {before:.4g} "
+                    f"{wait} epochs before{slowed}")
+        return None
+
+    def _choose(
+        self, site: SiteStatus, state: SystemState, catalog: Catalog
+    ) -> tuple[KernelRecord | None, list[Considered]]:
+        gains: dict[str, list[float]] = defaultdict(list)
+        for report in catalog.reports:
+            if report.outcome in (SeedState.CULLED, SeedState.ROLLED_BACK):
+                gains[report.blueprint_id].append(min(0.0, report.gain or 0.0))
+            elif report.gain is not None:
+                scale = abs(report.loss_before or 1.0) or 1.0
+                gains[report.blueprint_id].append(report.gain / scale)
+        means = {b: sum(g) / len(g) for b, g in gains.items()}
+        prior = max([0.05, *means.values()])  # optimism: what is untried gets its chance
+        left = None if self.max_parameters is None else self.max_parameters - state.grown_parameters
+        ranked: list[tuple[float, float, KernelRecord, str]] = []
+        looked: list[Considered] = []
+        for kernel in catalog.kernels:
+            if kernel.manifest.signature != site.signature:
+                continue
+            size = sum(math.prod(p.shape) for p in kernel.manifest.parameters)
+            if kernel.blueprint_id in site.used_blueprints:
+                looked.append(Considered(kernel.kernel_id, site.name, False, "tried here before"))
+                continue
+            if left is not None and size > left:
+                looked.append(Considered(kernel.kernel_id, site.name, False,
+                                         f"{size} parameters, {left} left in the budget"))
+                continue
+            mean = means.get(kernel.blueprint_id)
+            speed = kernel.report.speedup if kernel.report is not None else None
+            value = (prior if mean is None else mean) + 0.01 * math.log(speed or 1.0)
+            known = "untried" if mean is None else f"mean gain {mean:+.3g} of the loss in the field"
+            fast = "unmeasured speed" if speed is None else f"{speed:.2f} times eager"
+            ranked.append((value, self._random.random(), kernel, f"{known}, {fast}"))
+        ranked.sort(key=lambda r: r[:2], reverse=True)
+        looked += [Considered(k.kernel_id, site.name, i == 0, why)
+                   for i, (_, _, k, why) in enumerate(ranked)]
+        return (ranked[0][2] if ranked else None), looked
+
+    def decide(self, state: SystemState, catalog: Catalog) -> Decision:
+        """Commands for this boundary; at most one germination."""
+        threshold = self.min_gain * abs(state.holdout_losses[-1]) if state.holdout_losses else 0.0
+        commands = [c for s in state.sites if (c := self._care_for(s, threshold)) is not None]
+        active = [s for s in state.sites if s.kernel_id is not None]
+        dormant = [s for s in state.sites if s.state is SeedState.DORMANT]
+        if len(active) >= self.max_active or state.growths >= self.max_growths or not dormant:
+            return Decision(tuple(commands))
+        reason = self._due(state, max(catalog.capacity, 0.1))
+        if reason is None:
+            return Decision(tuple(commands))
+        looked: list[Considered] = []
+        for site in sorted(dormant, key=lambda s: s.score or 0.0, reverse=True):
+            kernel, seen = self._choose(site, state, catalog)
+            looked += seen
+            if kernel is not None:
+                signal = "" if site.score is None else f"; gradient signal {site.score:.3g}"
+                why = next(c.reason for c in seen if c.chosen)
+                commands.append(Command(
+                    action=Action.GERMINATE, site=site.name, kernel_id=kernel.kernel_id,
+                    blueprint_id=kernel.blueprint_id, reason=f"{reason}{signal}; {why}"))
+                self._last = state.epoch
+                break
+        return Decision(tuple(commands), tuple(looked))

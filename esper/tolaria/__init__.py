@@ -1,0 +1,1 @@
+"""Tolaria: the trainer. Steps, epochs, optimizer surgery, rollback."""

@@ -1,0 +1,96 @@
+"""Measurements on held-out batches at epoch boundaries: losses, counterfactuals, site scores.
+
+All of them run in eval mode and leave the random state, the buffers and the gradients of
+the model as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.kasmina.growth import Growth
+from esper.kasmina.seed import Seed
+from esper.kasmina.sites import first_tensor, undisturbed
+from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteKind
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+
+def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]) -> float:
+    """Mean of the batches' losses, each batch counting the same."""
+    with undisturbed(model):
+        return float(torch.stack([loss_fn(model, b).detach().float() for b in batches]).mean())
+
+
+def counterfactual_gain(
+    model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: Seed
+) -> tuple[float, float, float]:
+    """(gain, loss without the seed, loss with the seed in full); gain is their difference."""
+    try:
+        seed.forced = 0.0
+        without = mean_loss(model, loss_fn, batches)
+        seed.forced = 1.0
+        with_it = mean_loss(model, loss_fn, batches)
+    finally:
+        seed.forced = None
+    return without - with_it, without, with_it
+
+
+def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -> dict[str, float]:
+    """Gradient signal of every site: the sum over samples of |dL/dh| * |h|.
+
+    That is a bound on how much a change of h of its own size could lower the loss, to first
+    order; the choice of "where" by the norm of the gradient at the site follows GradMax
+    (Evci et al. 2022), which maximises the gradient norm of new neurons.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.requires_grad:
+                outputs[name] = tensor
+
+        return hook
+
+    handles = [s.found.module.register_forward_hook(watch(n)) for n, s in growth.sites.items()]
+    try:
+        with undisturbed(model), torch.enable_grad():
+            loss = loss_fn(model, batch)
+            grads = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    scores = {}
+    for (name, h), g in zip(outputs.items(), grads, strict=True):
+        if g is not None:
+            sample_norm = g.flatten(1).norm(dim=1) * h.detach().flatten(1).norm(dim=1)
+            scores[name] = float(sample_norm.sum())
+    return scores
+
+
+def host_flops(model: nn.Module, example: Any) -> int | None:
+    """FLOPs of one forward pass per sample, by torch's own counter; None where it sees none."""
+    args = example if isinstance(example, tuple) else (example,)
+    counter = FlopCounterMode(display=False)
+    with undisturbed(model), counter:
+        model(*args)
+    total = counter.get_total_flops()
+    batch = args[0].shape[0] if isinstance(args[0], Tensor) else 0
+    return total // batch if total and batch else None
+
+
+def seed_flops(seed: Seed) -> int | None:
+    """FLOPs of one forward pass of a seed per sample at its site; None without an example."""
+    positions = seed.site.positions
+    if seed.kernel is None or positions is None:
+        return None
+    signature = seed.site.signature
+    space = round(positions**0.5) if signature.kind is SiteKind.MAP else positions
+    return infer(seed.kernel.ir, signature, space=max(1, space)).flops

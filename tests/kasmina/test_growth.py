@@ -1,0 +1,224 @@
+"""A host not written for esper is wrapped, grown, unwrapped and exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import esper.kasmina.growth as kasmina
+from esper.errors import IllegalTransition, SiteError
+from esper.kasmina.export import export
+from esper.kasmina.sites import suggest_sites
+from esper.leyline.command import Action
+from esper.leyline.lifecycle import SeedState
+from tests.support import (
+    HOSTS, ReadyLoader, command, germinate, mlp, stir, to_full,
+)
+
+
+def wrapped(host: str) -> tuple[nn.Module, kasmina.Growth, torch.Tensor]:
+    torch.manual_seed(0)
+    make, example, sites, causal = HOSTS[host]
+    model, x = make(), example()
+    kasmina.wrap(model, sites=sites, example=x, causal=causal)
+    growth = kasmina.growth_of(model)
+    growth.graft_steps = 4
+    return model.eval(), growth, x
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_wrapped_model_is_untouched_until_a_seed_germinates(host: str) -> None:
+    torch.manual_seed(0)
+    make, example, sites, causal = HOSTS[host]
+    model = make()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    kasmina.wrap(model, sites=sites, example=example(), causal=causal)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert model.training
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_grow_unwrap_gives_the_host_back(host: str) -> None:
+    model, growth, x = wrapped(host)
+    names, plain = list(model.state_dict()), model(x)
+    site = next(iter(growth.sites))
+    germinate(growth, site)
+    to_full(growth, site)
+    stir(growth)
+    assert not torch.equal(model(x), plain)
+    assert len(list(model.state_dict())) > len(names)
+    kasmina.unwrap(model)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(x), plain)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_export_runs_without_esper(host: str, tmp_path: Path) -> None:
+    model, growth, x = wrapped(host)
+    for site in growth.sites:
+        germinate(growth, site)
+    to_full(growth, next(iter(growth.sites)))  # the second one stays in TRAINING
+    stir(growth)
+    expected = model(x)
+    plain = export(model, tmp_path)
+    torch.testing.assert_close(plain(x), expected)
+    assert "esper" not in {type(m).__module__.partition(".")[0] for m in plain.modules()}
+
+    from safetensors.torch import save_file
+
+    save_file({"x": x, "expected": expected.detach().contiguous()}, tmp_path / "io.safetensors")
+    # The host's own class comes along as a file; esper itself cannot be imported there.
+    source = Path(__file__).parents[1] / "support.py"
+    text = source.read_text()
+    start, end = text.index("class ResidualBlock"), text.index("HOSTS = {")
+    (tmp_path / "hosts.py").write_text(
+        "import torch\nfrom torch import Tensor, nn\n\n\n" + text[start:end]
+    )
+    program = f"""
+import sys
+sys.modules["esper"] = None
+import torch
+from safetensors.torch import load_file, load_model
+import hosts
+from grown import grow
+model = grow(hosts.{HOSTS[host][0].__name__}())
+load_model(model, "model.safetensors")
+io = load_file("io.safetensors")
+torch.testing.assert_close(model.eval()(io["x"]), io["expected"])
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_gradient_isolation_by_state() -> None:
+    model, growth, x = wrapped("mlp")
+    model.train()
+    first = model[0].weight
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(x).square().sum().backward()
+        assert first.grad is not None
+        return first.grad.clone()
+
+    alone = gradient()
+    plain = model(x)
+    germinate(growth, "3")
+    seed = growth.active()[0]
+    assert torch.equal(model(x), plain), "TRAINING leaves the output as it is"
+    assert torch.equal(gradient(), alone), "and the host's gradients"
+    up = seed.params[2]
+    assert up.grad is not None and up.grad.abs().sum() > 0, "while the seed learns"
+
+    stir(growth)
+    growth.obey(command(Action.ADVANCE, "3"))
+    growth.tick()
+    growth.tick()
+    assert 0 < seed.alpha < 1
+    h = torch.randn(3, 12, requires_grad=True)
+    assert seed.kernel is not None
+    seed.kernel.kernel(h, seed.params, seed.alpha, 1).sum().backward()
+    torch.testing.assert_close(h.grad, torch.full_like(h, 1 - seed.alpha))
+    to = seed.alpha
+    growth.tick(), growth.tick()
+    assert seed.state is SeedState.STABILIZATION and seed.alpha == 1 > to
+    assert not torch.allclose(gradient(), alone)
+
+
+def test_an_illegal_command_changes_nothing() -> None:
+    model, growth, x = wrapped("mlp")
+    germinate(growth, "1")
+    with pytest.raises(IllegalTransition, match="TRAINING -> FOSSILIZED"):
+        growth.obey(command(Action.FOSSILIZE, "1"))
+    assert growth.sites["1"].state is SeedState.TRAINING
+    with pytest.raises(SiteError, match="no site 'nowhere'"):
+        growth.obey(command(Action.CULL, "nowhere"))
+    with pytest.raises(SiteError, match="only a DORMANT one"):
+        growth.obey(command(Action.GERMINATE, "1"), ReadyLoader())  # type: ignore[arg-type]
+
+
+def test_a_culled_site_rests_for_its_embargo() -> None:
+    model, growth, x = wrapped("mlp")
+    growth.embargo_epochs = 2
+    told = []
+    growth.observers.append(told.append)
+    germinate(growth, "1")
+    growth.obey(command(Action.CULL, "1"))
+    assert growth.sites["1"].state is SeedState.CULLED
+    growth.end_epoch()
+    assert growth.sites["1"].state is SeedState.CULLED
+    growth.end_epoch()
+    assert growth.sites["1"].state is SeedState.DORMANT
+    assert [(t.before.value, t.after.value) for t in told] == [
+        ("DORMANT", "GERMINATED"), ("GERMINATED", "TRAINING"), ("TRAINING", "CULLED"),
+        ("CULLED", "DORMANT"),
+    ]
+
+
+def test_a_failing_kernel_leaves_the_host_alone_and_is_reported() -> None:
+    model, growth, x = wrapped("mlp")
+    plain, failed = model(x), []
+    growth.on_failure = lambda seed, reason: failed.append((seed.kernel_id, reason))
+
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("the kernel broke")
+
+    germinate(growth, "1", ReadyLoader(kernel=broken))
+    model.train()
+    assert torch.equal(model(x), plain)
+    growth.tick()
+    assert growth.sites["1"].state is SeedState.CULLED
+    assert failed and failed[0][0] == "k-test" and "the kernel broke" in failed[0][1]
+
+
+def test_a_kernel_that_cannot_be_loaded_is_culled() -> None:
+    model, growth, x = wrapped("mlp")
+    germinate(growth, "1", ReadyLoader(error=FileNotFoundError("no such blob")))
+    assert growth.sites["1"].state is SeedState.CULLED
+    assert model(x).isfinite().all()
+
+
+def test_fossils_stack_and_keep_growing_from_the_same_site() -> None:
+    model, growth, x = wrapped("mlp")
+    for _ in range(2):
+        germinate(growth, "1")
+        to_full(growth, "1")
+        growth.obey(command(Action.ADVANCE, "1"))
+        growth.obey(command(Action.FOSSILIZE, "1"))
+    assert len(growth.fossils()) == 2 and growth.sites["1"].state is SeedState.DORMANT
+    stir(growth)
+    torch.testing.assert_close(export(model)(x), model(x))
+
+
+def test_sites_are_refused_with_a_reason() -> None:
+    model = mlp()
+    x = torch.randn(2, 16)
+    with pytest.raises(SiteError, match="matches no module; nearest names"):
+        kasmina.wrap(model, sites=["layer9"], example=x)
+    shared = nn.ReLU()
+    twice = nn.Sequential(nn.Linear(16, 16), shared, nn.Linear(16, 16), shared, nn.Linear(16, 2))
+    with pytest.raises(SiteError, match="called 2 times"):
+        kasmina.wrap(twice, sites=["1"], example=x)
+    with pytest.raises(SiteError, match="give wrap an example"):
+        kasmina.wrap(model, sites=["1"])
+    with pytest.raises(SiteError, match="not wrapped"):
+        kasmina.unwrap(model)
+
+
+def test_suggestions_explain_themselves() -> None:
+    make, example, _, _ = HOSTS["cnn"]
+    suggestions = {s.name: s for s in suggest_sites(make(), example())}
+    assert [n for n, s in suggestions.items() if s.suitable] == ["2", "3"]
+    assert "repeated block" in suggestions["2"].reason
+    assert "the model's result" in suggestions["6"].reason
+    assert all(s.reason for s in suggestions.values())
