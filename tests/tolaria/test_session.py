@@ -1,0 +1,204 @@
+"""The session: steps, epochs, optimizer surgery, rollback, and what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import esper.kasmina.growth as kasmina
+from esper.errors import ContractError, EsperError
+from esper.leyline.command import Action, FieldReport, Transition
+from esper.leyline.events import Event, Topic
+from esper.leyline.lifecycle import SeedState
+from esper.tamiyo.state import Catalog, Decision, SystemState
+from esper.tolaria.session import Session
+from esper.tolaria.trainer import Trainer
+from tests.support import HOSTS, ReadyLoader, command, germinate, mlp, to_full
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+
+
+def batches(host: str, count: int = 12) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    made = []
+    for _ in range(count):
+        x = HOSTS[host][1](8)
+        shape = x.shape if host == "transformer" else (8,)
+        made.append((x, torch.randint(0, 10, tuple(shape), generator=generator)))
+    return made
+
+
+class Scripted:
+    """Commands by epoch; a policy like any other."""
+
+    def __init__(self, script: dict[int, list[tuple[Action, str]]]) -> None:
+        self.script, self.seen = script, []
+
+    def decide(self, state: SystemState, catalog: Catalog) -> Decision:
+        self.seen.append(state)
+        return Decision(tuple(command(a, s) for a, s in self.script.get(state.epoch, [])))
+
+
+def make_session(host: str = "mlp", policy: Any = None, **options: Any) -> tuple[Session, Any]:
+    torch.manual_seed(0)
+    make, example, sites, causal = HOSTS[host]
+    model = make()
+    kasmina.wrap(model, sites=sites, example=example(), causal=causal)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    data = batches(host)
+    session = Session(model, optimizer, loss_fn=loss_fn, holdout=data[:2],
+                      policy=policy or Scripted({}), **options)
+    session._loader = ReadyLoader()  # type: ignore[assignment]
+    return session, data[2:]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_with_all_seeds_dormant_the_losses_equal_the_plain_models_bit_for_bit(host: str) -> None:
+    def losses(wrapped: bool) -> list[float]:
+        torch.manual_seed(0)
+        make, example, sites, causal = HOSTS[host]
+        model, x, data = make(), example(), batches(host)
+        torch.manual_seed(1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        session = None
+        if wrapped:
+            kasmina.wrap(model, sites=sites, example=x, causal=causal)
+            session = Session(model, optimizer, loss_fn=loss_fn, holdout=data[:2])
+        seen: list[float] = []
+
+        def noisy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            inputs, y = batch
+            if inputs.is_floating_point():  # random state of the training loop counts too
+                inputs = inputs + 0.01 * torch.randn_like(inputs)
+            loss = loss_fn(model, (inputs, y))
+            seen.append(float(loss.detach()))
+            return loss
+
+        Trainer(model, optimizer, noisy, data[2:], session).fit(3)
+        if session is not None:
+            session.close()
+        return seen
+
+    assert losses(wrapped=False) == losses(wrapped=True)
+
+
+def test_new_parameters_join_the_optimizer_and_the_others_keep_their_state() -> None:
+    session, data = make_session(policy=Scripted({1: [(Action.GERMINATE, "1")],
+                                                  3: [(Action.CULL, "1")]}))
+    model, optimizer = session.model, session.optimizer
+    host = list(model.parameters())
+    trainer = Trainer(model, optimizer, loss_fn, data, session)
+    trainer.fit(2)
+    seed = session.growth.active()[0]
+    assert seed.state is SeedState.TRAINING
+    in_groups = [p for g in optimizer.param_groups for p in g["params"]]
+    assert len(in_groups) == len({id(p) for p in in_groups}) == len(list(model.parameters()))
+    steps = {int(optimizer.state[p]["step"]) for p in host}
+    assert steps == {20}, "Adam's step count of the host went on through the growth"
+    assert {int(optimizer.state[p]["step"]) for p in seed.params} == {9}
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in host]
+    gone = list(seed.params)
+    session.growth.obey(command(Action.CULL, "1"))
+    assert all(torch.equal(a, optimizer.state[p]["exp_avg"]) for a, p in zip(moments, host,
+                                                                             strict=True))
+    assert len(optimizer.param_groups) == 1 and not any(p in optimizer.state for p in gone)
+    session.close()
+
+
+def test_a_nan_rolls_model_optimizer_random_state_and_seeds_back() -> None:
+    records: list[Any] = []
+    session, data = make_session(observers=[records.append])
+    model, optimizer = session.model, session.optimizer
+    trainer = Trainer(model, optimizer, loss_fn, data, session)
+    trainer.fit(1)
+    saved = {k: v.clone() for k, v in model.state_dict().items()}
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
+    torch_state = torch.get_rng_state()
+    germinate(session.growth, "1")
+    to_full(session.growth, "1")
+    x, y = data[0]
+    bad = (torch.full_like(x, float("nan")), y)
+    loss = loss_fn(model, bad)
+    loss.backward()
+    optimizer.step()
+    torch.rand(3)
+    assert not session.step(loss)
+    assert list(model.state_dict()) == list(saved)
+    assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(m, optimizer.state[p]["exp_avg"])
+               for m, p in zip(moments, model.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert session.growth.sites["1"].state is SeedState.ROLLED_BACK
+    assert any(isinstance(r, Event) and r.topic is Topic.ROLLBACK for r in records)
+    assert any(isinstance(r, FieldReport) and r.outcome is SeedState.ROLLED_BACK for r in records)
+    trainer.fit(1)
+    session.close()
+
+
+def test_a_run_that_keeps_failing_ends_with_an_error_that_says_so() -> None:
+    session, data = make_session(max_rollbacks=2)
+    nan = torch.tensor(float("nan"))
+    assert not session.step(nan) and not session.step(nan)
+    with pytest.raises(EsperError, match="rolled back 2 times"):
+        session.step(nan)
+    session.close()
+
+
+def test_an_exploding_loss_is_rolled_back_but_a_noisy_one_is_not() -> None:
+    session, _ = make_session()
+    for i in range(30):
+        assert session.step(torch.tensor(1.0 + i % 3))
+    assert session.step(torch.tensor(15.0))
+    assert not session.step(torch.tensor(50.0))
+    session.close()
+
+
+def test_counterfactual_gains_reach_the_policy_and_the_field_report() -> None:
+    records: list[Any] = []
+    policy = Scripted({1: [(Action.GERMINATE, "3")], 3: [(Action.CULL, "3")]})
+    session, data = make_session(policy=policy, observers=[records.append])
+    Trainer(session.model, session.optimizer, loss_fn, data, session).fit(3)
+    last = {s.name: s for s in policy.seen[-1].sites}["3"]
+    assert last.state is SeedState.TRAINING and last.gain is not None
+    (report,) = [r for r in records if isinstance(r, FieldReport)]
+    assert report.gain == pytest.approx(last.gain) and report.outcome is SeedState.CULLED
+    assert report.epochs == 2
+    trail = {r.trace_id for r in records if isinstance(r, Transition)}
+    assert report.trace_id in trail
+    session.close()
+
+
+def test_no_holdout_is_an_error() -> None:
+    model = mlp()
+    kasmina.wrap(model, sites=["1"], example=torch.randn(2, 16))
+    with pytest.raises(ContractError, match="holdout is empty"):
+        Session(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_fn, holdout=[])
+
+
+def test_a_scheduler_goes_on_over_growth_and_culling() -> None:
+    session, data = make_session()
+    optimizer = session.optimizer
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    session.close()
+    kasmina.unwrap(session.model)
+    kasmina.wrap(session.model, sites=["1"], example=data[0][0])
+    again = Session(session.model, optimizer, loss_fn=loss_fn, holdout=data[:1],
+                    policy=Scripted({}), scheduler=scheduler)
+    trainer = Trainer(session.model, optimizer, loss_fn, data, again, scheduler)
+    trainer.fit(1)
+    germinate(again.growth, "1")
+    trainer.fit(1)
+    first, second = (g["lr"] for g in optimizer.param_groups)
+    assert first < 1e-2 and second < 1e-2
+    again.growth.obey(command(Action.CULL, "1"))
+    trainer.fit(1)
+    assert len(optimizer.param_groups) == 1
+    again.close()
