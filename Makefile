@@ -1,0 +1,47 @@
+# Everything sets itself up: a Python (3.11 or later), gcc and pip are all that must be there.
+SHELL := /bin/bash
+PYTHON ?= $(shell scripts/find-python)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# 3.11 is tested with torch 2.13, later Pythons with the newest torch.
+TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info < (3, 12) else "torch")')
+STAMP := $(VENV)/.esper-installed
+NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/cuda/*.*)
+
+.PHONY: setup demo test test-fast test-gpu lint bench clean
+
+setup: $(STAMP)
+
+# torch comes first and by itself: the build then links against it, and no build-isolation
+# environment ever fetches a second one.
+$(STAMP): $(NATIVE)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later found; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -U pip setuptools wheel
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy pybind11 ninja cmake
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[test]"
+	touch $@
+
+demo: setup
+	$(BIN)/esper train examples/digits.yaml
+
+test: setup lint
+	$(BIN)/python -m pytest -q
+
+test-fast: setup
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-gpu: setup
+	@$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
+	  && $(BIN)/python -m pytest -q -m gpu \
+	  || echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of the CUDA blend and runner"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy esper
+
+bench: setup
+	$(BIN)/python -m pytest -q benchmarks --benchmark-json=benchmarks/results/latest.json
+
+clean:
+	rm -rf $(VENV) build esper.egg-info esper/*.so
