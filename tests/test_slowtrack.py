@@ -1,0 +1,88 @@
+"""The slow track's processes: started with the run, idle, and gone when the trainer is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from esper.leyline.signature import SiteKind, SiteSignature
+from esper.slowtrack import SlowTrack
+from esper.urza.library import LocalLibrary
+
+TRAINER = """
+import sys, time
+from esper.slowtrack import SlowTrack
+track = SlowTrack(sys.argv[1]).start()
+print(track.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def wait_until(condition: object, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def services_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
+    library = LocalLibrary(tmp_path)
+    library.register_signature(SiteSignature(kind=SiteKind.FEATURES, channels=16))
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path)],
+                               stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    supervisor = int(trainer.stdout.readline())
+    assert wait_until(lambda: len(services_of(supervisor)) >= 3, 30)
+    # Until a compiler runs, the hardest thing to clean up after is not there yet.
+    assert wait_until(
+        lambda: any("cc1plus" in p.name() or "g++" in p.name() for p in services_of(supervisor)),
+        120,
+    ), (tmp_path / "slowtrack.log").read_text()
+    family = [psutil.Process(supervisor), *services_of(supervisor)]
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    gone, left = psutil.wait_procs(family, timeout=15)
+    assert not left, [p.cmdline() for p in left]
+    here = str(tmp_path)
+    assert not [p for p in psutil.process_iter(["cmdline"])
+                if here in " ".join(p.info["cmdline"] or [])]
+
+
+def test_services_run_idle_in_the_trainers_session_and_stop_with_it(tmp_path: Path) -> None:
+    with SlowTrack(tmp_path) as track:
+        assert track.pid is not None
+        pid = track.pid
+        assert wait_until(lambda: len(services_of(pid)) >= 3, 30)
+        family = [psutil.Process(pid), *services_of(pid)]
+        for process in family:
+            assert os.getsid(process.pid) == os.getsid(0)
+            assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
+    with SlowTrack(tmp_path) as track:
+        pid = track.pid
+        assert pid is not None and wait_until(lambda: len(services_of(pid)) >= 3, 30)
+
+        def karn() -> psutil.Process | None:
+            return next((p for p in services_of(pid) if "karn" in p.cmdline()), None)
+
+        first = karn()
+        assert first is not None
+        first.kill()
+        assert wait_until(lambda: (p := karn()) is not None and p.pid != first.pid, 20)
