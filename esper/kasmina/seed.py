@@ -7,7 +7,9 @@ iterate over their children (`nn.Sequential`) see no new child.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,6 +106,18 @@ class Seed:
         """Leave for good."""
         self.detach()
         self.params = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Seed:
+        """A copied model (an average of weights, say) keeps its seeds; kernels are shared.
+
+        The copy computes as the model did at that moment; no growth manages it.
+        """
+        other = copy.copy(self)
+        memo[id(self)] = other
+        other.params = copy.deepcopy(self.params, memo)
+        other.site = replace(self.site, module=copy.deepcopy(self.site.module, memo))
+        other._handle = None
+        return other
 
     # -- the forward path -----------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Session:
     """Binds a wrapped model, its optimizer, a policy and a library. Owned by one thread.
 
     Args:
-        loss_fn: (model, batch) -> scalar loss with a graph.
+        loss_fn: (model, batch) -> scalar loss with a graph. On a GPU losses are looked at every
+            20 steps, for looking makes the host wait for the device.
         holdout: batches that are not trained on; decisions are made on them, so the figures
             reported at the end should come from yet other data.
         library: None for a run that can only be guarded, not grown.
@@ -112,7 +113,9 @@ class Session:
         self.growth.on_failure, self.growth.on_settled = self._failed, self._settled
         self.growth.observers.append(self._publish)
         self._recent: deque[float] = deque(maxlen=50)
-        self._epoch_losses: list[Tensor] = []
+        self._unseen: list[Tensor] = []  # losses not yet looked at
+        self._check_every = 1 if _device(model) == "cpu" else 20
+        self._epoch_losses: list[float] = []
         self._train_losses: list[float] = []
         self._holdout_losses: list[float] = []
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
@@ -140,12 +143,21 @@ class Session:
         Raises:
             EsperError: the run went wrong `max_rollbacks` times since the last good epoch.
         """
-        value = float(loss.detach())
-        if not math.isfinite(value) or self._exploded(value):
-            self._roll_back(value)
-            return False
-        self._recent.append(value)
-        self._epoch_losses.append(loss.detach())
+        self._unseen.append(loss.detach())
+        if len(self._unseen) < self._check_every:
+            return self._tick()
+        # One synchronization for all losses since the last look.
+        values = torch.stack(self._unseen).tolist()
+        self._epoch_losses += values
+        self._unseen.clear()
+        for value in values:
+            if not math.isfinite(value) or self._exploded(value):
+                self._roll_back(value)
+                return False
+            self._recent.append(value)
+        return self._tick()
+
+    def _tick(self) -> bool:
         if self.growth.tick():
             self.growth_steps.append(self.growth.step)
         return True
@@ -160,25 +172,28 @@ class Session:
         self._rolled_back = True
         reason = f"loss {value:g} at step {self.growth.step}; recent median " + (
             f"{median(self._recent):.4g}" if self._recent else "not known")
+        started = time.perf_counter()
+        self.growth.roll_back(reason)
+        self._snapshot.restore(self.model, self.optimizer, self.scheduler)
+        self._recent.clear()
+        self._epoch_losses.clear()
+        self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
+                            body={"reason": reason, "step": self.growth.step,
+                                  "seconds": time.perf_counter() - started}))
         if self.rollbacks > self._max_rollbacks:
             raise EsperError(
                 f"{reason}; rolled back {self._max_rollbacks} times since the last good epoch. "
                 "Lower the learning rate or look at the data of this step"
             )
-        started = time.perf_counter()
-        self.growth.roll_back(reason)
-        self._snapshot.restore(self.model, self.optimizer, self.scheduler)
-        self._recent.clear()
-        self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
-                            body={"reason": reason, "step": self.growth.step,
-                                  "seconds": time.perf_counter() - started}))
 
     # -- the epoch boundary ---------------------------------------------------------------
 
     def epoch(self) -> EpochSummary:
         """End an epoch: measure, decide, obey, take a snapshot."""
         self.growth.end_epoch()
-        train = float(torch.stack(self._epoch_losses).mean()) if self._epoch_losses else None
+        self._epoch_losses += [float(loss) for loss in self._unseen]
+        self._unseen.clear()
+        train = fmean(self._epoch_losses) if self._epoch_losses else None
         self._epoch_losses.clear()
         holdout = mean_loss(self.model, self._loss_fn, self._holdout)
         if train is not None:
@@ -309,3 +324,7 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _device(model: nn.Module) -> str:
+    return next((p.device.type for p in model.parameters()), "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,16 @@ def test_suggestions_explain_themselves() -> None:
     assert "repeated block" in suggestions["2"].reason
     assert "the model's result" in suggestions["6"].reason
     assert all(s.reason for s in suggestions.values())
+
+
+def test_a_deep_copy_of_a_grown_model_computes_the_same_on_its_own() -> None:
+    model, growth, x = wrapped("mlp")
+    germinate(growth, "1")
+    to_full(growth, "1")
+    stir(growth)
+    average = copy.deepcopy(model)
+    expected = model(x)
+    assert torch.equal(average(x), expected)
+    with torch.no_grad():
+        growth.active()[0].params[0].zero_()
+    assert torch.equal(average(x), expected) and not torch.equal(model(x), expected)
