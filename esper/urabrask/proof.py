@@ -1,0 +1,164 @@
+"""The proof: a kernel means what its blueprint says, and behaves.
+
+Conduct comes first, since a kernel that reuses or overwrites memory makes nonsense of every
+comparison after it; then the identity at alpha 0; then outputs and all gradients against the
+float64 reference (see `oracle`). The first failure ends the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from esper.kasmina.artifact import Kernel
+from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.signature import SiteSignature
+from esper.leyline.verdict import ProofCase
+from esper.urabrask import conduct
+from esper.urabrask.oracle import (
+    FULL,
+    GRAFTING,
+    MAX_RATIO,
+    MODE_NAMES,
+    TRAINING,
+    Oracle,
+    Problem,
+    reference_kernel,
+)
+from esper.urabrask.problems import Case, draw, hostile, magnitudes, numeric_cases
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`reason` names the failed case, or is empty."""
+
+    cases: tuple[ProofCase, ...]
+    reason: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reason
+
+
+def prove(
+    kernel: Kernel,
+    ir: BlueprintIR,
+    signature: SiteSignature,
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    folder: Path | None = None,
+) -> Proof:
+    """Try to show that `kernel` is not `ir` at `signature`; what survives is accepted.
+
+    `folder` is watched for files that the kernel leaves behind. Whatever the kernel raises is
+    a failed case; what kills the process is the caller's to notice.
+    """
+    done: list[ProofCase] = []
+    for name, case, check in _checks(kernel, ir, signature, seeds, folder):
+        try:
+            ratio, detail = check()
+        except Exception as e:  # a kernel may raise anything
+            ratio, detail = float("inf"), f"{type(e).__name__}: {str(e)[:500]}"
+        done.append(
+            ProofCase(
+                name=name,
+                batch=case.batch,
+                space=case.space,
+                worst_ratio=ratio,
+                passed=not detail,
+                detail=detail,
+            )
+        )
+        if detail:
+            return Proof(tuple(done), f"{name}: {detail}")
+    return Proof(tuple(done))
+
+
+_Check = Callable[[], tuple[float, str]]
+
+
+def _checks(
+    kernel: Kernel,
+    ir: BlueprintIR,
+    signature: SiteSignature,
+    seeds: tuple[int, ...],
+    folder: Path | None,
+) -> Iterator[tuple[str, Case, _Check]]:
+    case = Case(3, 5, 0.3, FULL)
+
+    def problem(seed: int) -> Problem:
+        return draw(ir, signature, case, seed)
+
+    def conduct_check(name: str, check: Callable[[], str]) -> tuple[str, Case, _Check]:
+        # A matter of yes or no has no ratio; 0 keeps it out of every maximum.
+        return name, case, lambda: (0.0, check())
+
+    eager = reference_kernel(ir, signature)
+    yield conduct_check(
+        "nothing left behind", lambda: conduct.residue(kernel, eager, problem(0), folder)
+    )
+    yield conduct_check(
+        "inputs untouched", lambda: conduct.run_watched(kernel, problem(0))[1]
+    )
+    yield conduct_check(
+        "no output reused", lambda: conduct.reuse(kernel, problem(0), problem(1))
+    )
+    yield conduct_check("no_grad", lambda: conduct.without_gradients(kernel, problem(0)))
+    for poison in (float("nan"), float("inf"), torch.finfo(getattr(torch, signature.dtype)).max):
+        for mode in (GRAFTING, FULL):
+            hurt = hostile(ir, signature, mode, poison)
+            yield conduct_check(
+                f"identity at alpha 0, {MODE_NAMES[mode]}, parameters {poison:.3g}",
+                lambda hurt=hurt: conduct.identity(kernel, hurt),
+            )
+        hurt = replace(hostile(ir, signature, TRAINING, poison), alpha=1.0)
+        yield conduct_check(
+            f"isolation in TRAINING, parameters {poison:.3g}",
+            lambda hurt=hurt: conduct.isolation(kernel, hurt),
+        )
+    for numeric in numeric_cases(signature):
+        yield (
+            numeric.name,
+            numeric,
+            lambda numeric=numeric: _numeric(kernel, ir, signature, numeric, seeds),
+        )
+
+
+def _numeric(
+    kernel: Kernel,
+    ir: BlueprintIR,
+    signature: SiteSignature,
+    case: Case,
+    seeds: tuple[int, ...],
+) -> tuple[float, str]:
+    oracle = Oracle(ir, signature)
+    for seed in seeds:
+        problem = draw(ir, signature, case, seed)
+        results, reason = conduct.run_watched(kernel, problem)
+        if reason:
+            return float("inf"), reason
+        out = results[0]
+        if out.shape != problem.h.shape or out.dtype != problem.h.dtype:
+            return float("inf"), (
+                f"the output is {tuple(out.shape)} {out.dtype}, h is "
+                f"{tuple(problem.h.shape)} {problem.h.dtype}; they must be alike"
+            )
+        if case.mode == TRAINING and (reason := conduct.isolation(kernel, problem)):
+            return float("inf"), reason
+        oracle.add(results, problem)
+    worst = oracle.worst
+    if worst.ratio > MAX_RATIO:
+        return worst.ratio, f"{worst}, at most {MAX_RATIO:g} are allowed"
+    return worst.ratio, ""
+
+
+def stress_ratio(proof: Proof, signature: SiteSignature) -> float:
+    """The worst ratio among the cases of small and large magnitude."""
+    stressed = {f"magnitude {m:g}" for m in magnitudes(signature)}
+    ratios = [c.worst_ratio for c in proof.cases if any(s in c.name for s in stressed)]
+    return max(ratios, default=float("inf"))
