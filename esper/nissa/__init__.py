@@ -1,0 +1,1 @@
+"""Nissa: what happened in a run, kept and shown. Audit trail, metrics, report."""

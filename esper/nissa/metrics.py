@@ -1,0 +1,278 @@
+"""A run folder: everything a run leaves behind, written as it happens.
+
+    run.json           what was run: configuration, versions, seed, start
+    epochs.jsonl       one EpochRow per epoch
+    steps.npy          duration of every step in seconds, float64
+    growth_steps.npy   completed steps at each transition, int64
+    audit.jsonl        see `esper.nissa.audit`
+    kernels.json       kernels and blueprints the run considered
+    summary.json       both arms of the comparison
+
+What was not measured is absent: a file that is not there, a field that is null. Nothing is
+ever filled in with zero.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from esper.errors import ContractError
+from esper.leyline.base import Contract
+from esper.leyline.events import new_id
+from esper.leyline.library import BlueprintRecord, KernelRecord, QueueDepths
+from esper.leyline.verdict import Hardware
+from esper.nissa.audit import AuditLog, AuditRecord, read_audit
+
+
+class EpochRow(Contract):
+    """One epoch. Losses in the run's own units, accuracy in [0, 1], `step` completed steps.
+
+    `flops_per_sample` is one forward pass; `seconds` the wall time since training began.
+    """
+
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    train_loss: float | None = None
+    eval_loss: float
+    eval_accuracy: float | None = None
+    parameters: int = Field(ge=0)
+    flops_per_sample: int | None = None
+    seconds: float = Field(ge=0)
+    active_sites: tuple[str, ...] = ()
+    depths: QueueDepths | None = None
+    capacity: float | None = None
+
+
+class RunInfo(Contract):
+    """What was run, known before the first step. `started` is in UTC seconds.
+
+    `eval_samples` and `samples_per_epoch` let the report judge noise and count FLOPs;
+    `metric` names the loss ("cross entropy", say).
+    """
+
+    run_id: str = Field(default_factory=lambda: new_id("run"))
+    name: str
+    seed: int
+    started: float = Field(default_factory=time.time)
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: Hardware | None = None
+    metric: str = "loss"
+    samples_per_epoch: int | None = None
+    eval_samples: int | None = None
+
+
+class Arm(Contract):
+    """One of the two trainings that are compared."""
+
+    label: str
+    epochs: tuple[EpochRow, ...]
+
+    @property
+    def last(self) -> EpochRow | None:
+        return self.epochs[-1] if self.epochs else None
+
+    def training_flops(self, samples_per_epoch: int | None) -> int | None:
+        """Forward and backward of all epochs, a backward counted as two forwards.
+
+        None where a count is missing, so that a sum is never short of an epoch.
+        """
+        counts = [row.flops_per_sample for row in self.epochs]
+        if samples_per_epoch is None or not counts or any(c is None for c in counts):
+            return None
+        return 3 * samples_per_epoch * sum(c for c in counts if c is not None)
+
+
+class RunSummary(Contract):
+    """What growth bought. `control` is the same host, data, seed and epochs without growth;
+    None where no control was trained, with the reason in `no_control`."""
+
+    grown: Arm
+    control: Arm | None = None
+    no_control: str = ""
+    seconds: float = Field(ge=0)
+    audit_lost: int = Field(default=0, ge=0)
+
+
+class KernelBook(Contract):
+    """Kernels and blueprints the run considered, the rejected and the invalid ones too."""
+
+    kernels: tuple[KernelRecord, ...] = ()
+    blueprints: tuple[BlueprintRecord, ...] = ()
+
+
+def fresh_folder(wanted: str | Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ... where a run is in it already."""
+    wanted = Path(wanted)
+    folder, n = wanted, 1
+    while (folder / "run.json").exists():
+        n += 1
+        folder = wanted.with_name(f"{wanted.name}-{n}")
+    return folder
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+class RunLog:
+    """Writes a run folder. Owned by the training thread; a context manager.
+
+    Raises:
+        ContractError: the folder holds a run already.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if (self.folder / "run.json").exists():
+            raise ContractError(
+                f"{self.folder} holds a run already; give a folder of its own to every run "
+                "(fresh_folder finds the next free one)"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.audit = AuditLog(self.folder / "audit.jsonl")
+
+    def begin(self, info: RunInfo) -> None:
+        """Write run.json, before the first step."""
+        self._write("run.json", info)
+
+    def observe(self, record: Contract) -> None:
+        """Audit a Transition, Command, FieldReport or Event: an observer for a `Session`."""
+        self.audit.observe(record)
+
+    def epoch(self, row: EpochRow) -> None:
+        """Append one epoch."""
+        with (self.folder / "epochs.jsonl").open("ab", buffering=0) as out:
+            out.write(row.model_dump_json().encode() + b"\n")
+
+    def steps(self, seconds: Sequence[float], growth_steps: Sequence[int]) -> None:
+        """Write how long each step took and after how many steps each transition happened.
+
+        `growth_steps` is `Session.growth_steps` as it stands: n means between the step of
+        index n - 1, whose time includes what a step boundary costs, and that of index n.
+        """
+        for name, values in (
+            ("steps.npy", np.asarray(seconds, dtype=np.float64)),
+            ("growth_steps.npy", np.unique(np.asarray(growth_steps, dtype=np.int64))),
+        ):
+            partial = self.folder / f"{name}.partial"
+            with partial.open("wb") as out:
+                np.save(out, values, allow_pickle=False)
+            os.replace(partial, self.folder / name)
+
+    def kernels(
+        self, kernels: Sequence[KernelRecord], blueprints: Sequence[BlueprintRecord] = ()
+    ) -> None:
+        """Write what the library offered, as it stands now; later calls replace earlier ones."""
+        self._write("kernels.json", KernelBook(kernels=tuple(kernels),
+                                               blueprints=tuple(blueprints)))
+
+    def finish(self, summary: RunSummary) -> None:
+        """Write summary.json, at the end."""
+        lost = {"audit_lost": self.audit.lost}
+        self._write("summary.json", summary.model_copy(update=lost))
+
+    def _write(self, name: str, value: Contract) -> None:
+        _write_whole(self.folder / name, value.model_dump_json(indent=1).encode())
+
+    def close(self) -> None:
+        self.audit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read back. `notes` says what was missing or torn, in words."""
+
+    folder: Path
+    info: RunInfo
+    epochs: tuple[EpochRow, ...]
+    audit: tuple[AuditRecord, ...]
+    book: KernelBook | None
+    summary: RunSummary | None
+    steps: npt.NDArray[np.float64] | None
+    growth_steps: npt.NDArray[np.int64] | None
+    notes: tuple[str, ...] = field(default=())
+
+
+_EXPECTED: Mapping[str, str] = {
+    "epochs.jsonl": "no epoch was completed",
+    "audit.jsonl": "there is no audit trail",
+    "kernels.json": "the kernels considered were not written down",
+    "summary.json": "the run did not reach its end, or was not summed up",
+    "steps.npy": "step times were not kept",
+}
+
+
+def _read_epochs(path: Path, notes: list[str]) -> tuple[EpochRow, ...]:
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(EpochRow.model_validate_json(line))
+        except ValidationError as e:
+            if number < len(lines):  # the torn one has no newline behind it
+                raise ContractError(f"{path}: line {number} is not an epoch: {e}") from e
+            notes.append(f"the last line of {path.name} is torn and was left out")
+    return tuple(rows)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        ContractError: there is no run.json, or a file is not what it should be.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise ContractError(
+            f"{folder} is not a run folder: it has no run.json; give the folder that "
+            "`esper train` named at its end"
+        )
+    notes = [f"{name} is missing: {why}" for name, why in _EXPECTED.items()
+             if not (folder / name).exists()]
+
+    def load(name: str, contract: type[Any]) -> Any:
+        path = folder / name
+        if not path.exists():
+            return None
+        try:
+            return contract.model_validate_json(path.read_bytes())
+        except ValidationError as e:
+            raise ContractError(f"{path} is not a {contract.__name__}: {e}") from e
+
+    def array(name: str) -> Any:
+        path = folder / name
+        return np.load(path, allow_pickle=False) if path.exists() else None
+
+    epochs, audit = folder / "epochs.jsonl", folder / "audit.jsonl"
+    return Run(
+        folder=folder,
+        info=load("run.json", RunInfo),
+        epochs=_read_epochs(epochs, notes) if epochs.exists() else (),
+        audit=tuple(read_audit(audit, notes.append)) if audit.exists() else (),
+        book=load("kernels.json", KernelBook),
+        summary=load("summary.json", RunSummary),
+        steps=array("steps.npy"),
+        growth_steps=array("growth_steps.npy"),
+        notes=tuple(notes),
+    )
