@@ -1,0 +1,1 @@
+"""The command line: train, look at the library, report, examine the machine."""
