@@ -83,16 +83,19 @@ BLUEPRINT_TRANSITIONS: Mapping[BlueprintStatus, frozenset[BlueprintStatus]] = {
     _B.COMPILING: frozenset({_B.COMPILED, _B.INVALID, _B.UNVALIDATED, _B.ARCHIVED}),
     _B.COMPILED: frozenset({_B.COMPILING, _B.ARCHIVED}),
     _B.INVALID: frozenset({_B.ARCHIVED}),
-    _B.ARCHIVED: frozenset(),
+    # What was archived to shed load may be submitted again; Urza refuses it for the rest.
+    _B.ARCHIVED: frozenset({_B.UNVALIDATED}),
 }
 
 KERNEL_TRANSITIONS: Mapping[KernelStatus, frozenset[KernelStatus]] = {
-    _K.PENDING_BENCHMARKING: frozenset({_K.BENCHMARKING}),
+    # A full queue retires its last kernel for a more urgent one; Urza brings that kernel back
+    # when there is room again, and no other retired one.
+    _K.PENDING_BENCHMARKING: frozenset({_K.BENCHMARKING, _K.RETIRED}),
     _K.BENCHMARKING: frozenset({_K.VALIDATED, _K.REJECTED, _K.PENDING_BENCHMARKING}),
     _K.VALIDATED: frozenset({_K.QUARANTINED}),
     _K.REJECTED: frozenset(),
     _K.QUARANTINED: frozenset({_K.VALIDATED, _K.RETIRED}),
-    _K.RETIRED: frozenset(),
+    _K.RETIRED: frozenset({_K.PENDING_BENCHMARKING}),
 }
 
 type_tables: Mapping[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]]] = {
