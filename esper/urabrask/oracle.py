@@ -73,7 +73,7 @@ def reference_kernel(ir: BlueprintIR, signature: SiteSignature) -> Kernel:
     def kernel(h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
         if mode == TRAINING:
             s = apply(ir, signature, h.detach(), params)
-            isolated: Tensor = _Isolate.apply(h, s)
+            isolated: Tensor = _Isolate.apply(h, s)  # type: ignore[no-untyped-call]
             return isolated
         s = apply(ir, signature, h if mode == FULL else h.detach(), params)
         return blend(h, s, torch.tensor(alpha, dtype=torch.float32, device=h.device))
@@ -85,14 +85,15 @@ def run(kernel: Kernel, problem: Problem) -> list[Tensor]:
     """Forward and backward once: [out, gradient of h, gradients of the parameters].
 
     Raises:
-        RuntimeError: the kernel does, or an input gets no gradient at all.
+        RuntimeError: the kernel does, or its output has no graph.
     """
     # detach() keeps strides and storage, so that layout cases stay what they are.
     h = problem.h.detach().requires_grad_(True)
     params = [p.detach().requires_grad_(True) for p in problem.params]
     with torch.enable_grad():
         out = kernel(h, params, problem.alpha, problem.mode)
-    grads = torch.autograd.grad(out, [h, *params], problem.grad_out)
+    # At alpha 1 a kernel may well leave h out of the graph; that is a gradient of zero.
+    grads = torch.autograd.grad(out, [h, *params], problem.grad_out, materialize_grads=True)
     return [out.detach(), *grads]
 
 
@@ -123,7 +124,7 @@ def nearest_kink(ir: BlueprintIR, signature: SiteSignature, problem: Problem) ->
     exact = problem.to(torch.float64)
     with torch.no_grad(), Kinks() as kinks:
         apply(ir, signature, exact.h, exact.params)
-    return kinks.nearest
+    return float(kinks.nearest)
 
 
 @contextlib.contextmanager
@@ -146,7 +147,8 @@ class Deviation:
 
     @property
     def ratio(self) -> float:
-        return self.kernel / max(self.eager, self.floor)
+        own = max(self.eager, self.floor)
+        return self.kernel / own
 
     def __str__(self) -> str:
         return (
@@ -206,6 +208,14 @@ class Oracle:
         return scales
 
     @property
+    def refusal(self) -> str:
+        """What is too wrong, the output before any gradient; "" where nothing is."""
+        for deviation in self.deviations:
+            if deviation.ratio > MAX_RATIO:
+                return f"{deviation}, at most {MAX_RATIO:g} are allowed"
+        return ""
+
+    @property
     def worst(self) -> Deviation:
         return max(self.deviations, key=lambda d: d.ratio)
 
@@ -219,7 +229,7 @@ def _error(x: Tensor, truth: Tensor, scale: float, sane: Tensor) -> float:
     if not sane.any():
         return 0.0
     difference = (x.double() - truth).abs()[sane]
-    largest = float(difference.nan_to_num(nan=float("inf")).max())
+    largest = float(difference.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
     if largest == 0:
         return 0.0
     return largest / scale if scale else float("inf")

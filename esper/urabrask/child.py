@@ -1,0 +1,110 @@
+"""The child process that runs one foreign kernel: `python -m esper.urabrask.child`.
+
+Reads a `Spec` as JSON from standard input and writes a `ValidationReport` as JSON to the
+spec's `report`. The file appears whole or not at all, so a crash at any point leaves none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+from esper.leyline.base import Contract
+from esper.leyline.verdict import ValidationReport
+
+_PR_SET_PDEATHSIG = 1
+# What the stage file says until the kernel is touched. A failure before that is not its fault.
+NOT_YET = "the start"
+
+
+class Spec(Contract):
+    """What to examine. `folder` is an empty scratch folder; `parent` the waiting process."""
+
+    kernel_id: str
+    artifact: str
+    digest: str
+    report: str
+    stage: str
+    folder: str
+    parent: int
+    bench_seconds: float = Field(gt=0)
+    memory_bytes: int = Field(gt=0)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before the line above
+        sys.exit(1)
+
+
+def _fence(spec: Spec) -> None:
+    """Bound what a runaway kernel can take, and keep its litter where it is counted."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = spec.memory_bytes if hard == resource.RLIM_INFINITY else min(hard, spec.memory_bytes)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    os.chdir(spec.folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = spec.folder
+
+
+def _examine(spec: Spec) -> ValidationReport:
+    start = time.perf_counter()
+    stage_file = Path(spec.stage)
+    stage_file.write_text(NOT_YET)
+
+    import torch
+
+    import esper.kasmina.native  # noqa: F401 - missing, it must fail before the kernel's turn
+
+    from esper.errors import ArtifactError
+    from esper.kasmina.artifact import open_artifact
+    from esper.urabrask.examine import examine
+
+    torch.set_num_threads(1)
+    stage_file.write_text("the opening of the artifact")
+    try:
+        opened = open_artifact(spec.artifact, spec.digest)
+    except ArtifactError as e:
+        return ValidationReport(
+            kernel_id=spec.kernel_id,
+            accepted=False,
+            reason=f"{type(e).__name__}: {e}",
+            seconds=time.perf_counter() - start,
+        )
+    report = examine(
+        spec.kernel_id,
+        opened.kernel,
+        opened.ir,
+        opened.manifest.signature,
+        bench_seconds=spec.bench_seconds,
+        folder=Path(spec.folder),
+        stage=lambda name: (stage_file.write_text(name), None)[1],
+    )
+    return report.model_copy(update={"seconds": time.perf_counter() - start})
+
+
+def main() -> None:
+    spec = Spec.model_validate_json(sys.stdin.buffer.read())
+    _die_with(spec.parent)
+    _fence(spec)
+    report = _examine(spec)
+    whole, part = Path(spec.report), Path(spec.report + ".part")
+    part.write_text(report.model_dump_json())
+    part.rename(whole)
+    # Interpreter shutdown would unload foreign code; what it does then proves nothing.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The service: claims kernels, has each examined in a child process, reports the verdict.
+
+The service itself never opens a kernel. A child that crashes, hangs or eats its memory is a
+rejection with that reason, and the next kernel gets a fresh child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+from pydantic import ValidationError
+
+from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim
+from esper.leyline.library import KernelClaim, KernelRecord, Library
+from esper.leyline.verdict import ValidationReport
+from esper.urabrask.child import NOT_YET, Spec
+
+log = logging.getLogger("esper.urabrask")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one examination may take."""
+
+    deadline_seconds: float = 180.0
+    bench_seconds: float = 2.0  # per measured shape
+    memory_bytes: int = 8 << 30
+
+
+def run(
+    library: Library,
+    stop: threading.Event,
+    *,
+    worker_name: str,
+    poll_seconds: float = 0.5,
+    lease_seconds: float = 120.0,
+    once: bool = False,
+    limits: Limits | None = None,
+) -> int:
+    """Examine kernels until `stop` is set; with `once`, until none waits. Returns how many.
+
+    Stopping ends a running examination and gives its kernel back. A library that fails, or a
+    child that cannot even start, is tried again after `poll_seconds`; with `once` the error
+    is raised.
+    """
+    done = 0
+    while not stop.is_set():
+        try:
+            claim = library.claim_kernel(worker_name, lease_seconds)
+            if claim is not None:
+                done += _handle(library, claim, stop, lease_seconds, limits or Limits())
+                continue
+        except StaleClaim as e:
+            log.warning("a lease ran out, the result is dropped: %s", e)
+        except EsperError as e:
+            if once:
+                raise
+            log.warning("trying again in %g s: %s", poll_seconds, e)
+        if once:
+            break
+        stop.wait(poll_seconds)
+    return done
+
+
+def _handle(
+    library: Library,
+    claim: KernelClaim,
+    stop: threading.Event,
+    lease_seconds: float,
+    limits: Limits,
+) -> int:
+    record = claim.record
+    lost = threading.Event()
+    with _heartbeat(library, claim, lease_seconds, lost):
+        try:
+            report = _examine_record(library, record, limits, (stop, lost))
+        except BaseException:
+            # The store or the child's start failed, not the kernel: it goes back undone.
+            with contextlib.suppress(LibraryError):
+                library.release(claim)
+            raise
+    if report is None:
+        if not lost.is_set():
+            library.release(claim)
+        return 0
+    library.complete_kernel(claim, report)
+    log.info(
+        "kernel %s: %s%s",
+        record.kernel_id,
+        "VALIDATED" if report.accepted else "REJECTED",
+        f" ({report.reason})" if report.reason else "",
+    )
+    return 1
+
+
+def _examine_record(
+    library: Library,
+    record: KernelRecord,
+    limits: Limits,
+    give_up: tuple[threading.Event, ...],
+) -> ValidationReport | None:
+    try:
+        path = library.fetch(record.digest)
+    except NotInLibrary as e:
+        return _rejection(record.kernel_id, f"its artifact is not in the library: {e}", 0.0)
+    return examine_file(path, record.kernel_id, record.digest, limits, give_up)
+
+
+@contextlib.contextmanager
+def _heartbeat(
+    library: Library, claim: KernelClaim, lease_seconds: float, lost: threading.Event
+) -> Iterator[None]:
+    """Prolong the lease at a third of its length; sets `lost` when it is somebody else's."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(lease_seconds / 3):
+            try:
+                library.heartbeat(claim, lease_seconds)
+            except StaleClaim:
+                lost.set()
+                return
+            except LibraryError as e:  # two more tries before the lease is over
+                log.warning("heartbeat failed: %s", e)
+
+    thread = threading.Thread(target=beat, name="urabrask-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def examine_file(
+    path: Path,
+    kernel_id: str,
+    digest: str,
+    limits: Limits | None = None,
+    give_up: tuple[threading.Event, ...] = (),
+) -> ValidationReport | None:
+    """Examine the artifact at `path` in a child process of its own.
+
+    Returns None when one of `give_up` was set before there was a report.
+
+    Raises:
+        EsperError: the child ended before it touched the kernel.
+    """
+    limits = limits or Limits()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="esper-urabrask-") as base:
+        home = Path(base)
+        scratch = home / "scratch"
+        scratch.mkdir()
+        spec = Spec(
+            kernel_id=kernel_id,
+            artifact=str(path.resolve()),
+            digest=digest,
+            report=str(home / "report.json"),
+            stage=str(home / "stage"),
+            folder=str(scratch),
+            parent=os.getpid(),
+            bench_seconds=limits.bench_seconds,
+            memory_bytes=limits.memory_bytes,
+        )
+        how = _run_child(spec, home, limits.deadline_seconds, give_up)
+        if how is None:
+            return None
+        seconds = time.monotonic() - start
+        if not how:
+            try:
+                return ValidationReport.model_validate_json(Path(spec.report).read_bytes())
+            except (OSError, ValidationError) as e:
+                how = f"left no readable report ({type(e).__name__})"
+        during = _text(Path(spec.stage)) or NOT_YET
+        said = _text(home / "stderr")[-400:].strip()
+        if during == NOT_YET:
+            raise EsperError(
+                f"the process that was to examine kernel {kernel_id} {how} before it began; "
+                f"check that this installation is complete: {said}"
+            )
+        reason = f"the process that ran it {how} during {during}"
+        return _rejection(kernel_id, f"{reason}: {said}" if said else reason, seconds)
+
+
+def _run_child(
+    spec: Spec, home: Path, deadline_seconds: float, give_up: tuple[threading.Event, ...]
+) -> str | None:
+    """Returns "" for a clean end, None when told to give up, else how the child failed."""
+    start = time.monotonic()
+    (home / "spec.json").write_text(spec.model_dump_json())
+    # One thread, and nothing the kernel prints can be taken for a report.
+    single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with (home / "spec.json").open("rb") as stdin, (home / "stderr").open("wb") as stderr:
+        # A group of its own so that all of it can be killed at once, but the parent's
+        # session: idle priority counts only among processes of one session.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "esper.urabrask.child"],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env={**os.environ, **single},
+            process_group=0,
+        )
+    verdict: str | None = ""
+    try:
+        while not _ended(child.pid):
+            if any(event.is_set() for event in give_up):
+                verdict = None
+                break
+            # At idle priority beside a busy trainer a child may wait for a core for minutes;
+            # that is not the kernel's fault and does not count.
+            elapsed = time.monotonic() - start
+            if elapsed > deadline_seconds and elapsed - _starved(child.pid) > deadline_seconds:
+                verdict = f"did not finish within {deadline_seconds:g} s"
+                break
+            time.sleep(0.02)
+    finally:
+        _kill(child.pid)
+        code = child.wait()
+    if verdict == "" and code:
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    return verdict
+
+
+def _ended(pid: int) -> bool:
+    # WNOWAIT leaves the zombie in place, so that its process group cannot become another's
+    # before the rest of the group is killed.
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _starved(pid: int) -> float:
+    """Seconds that the child's main thread was ready to run and had no core."""
+    fields = _text(Path("/proc", str(pid), "schedstat")).split()
+    return int(fields[1]) * 1e-9 if len(fields) > 1 else 0.0
+
+
+def _kill(pid: int) -> None:
+    """End the child and whatever it started, also what left its process group."""
+    strays: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        strays = psutil.Process(pid).children(recursive=True)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    for stray in strays:
+        with contextlib.suppress(psutil.Error):
+            stray.kill()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _rejection(kernel_id: str, reason: str, seconds: float) -> ValidationReport:
+    return ValidationReport(kernel_id=kernel_id, accepted=False, reason=reason, seconds=seconds)
