@@ -1,0 +1,138 @@
+"""The `esper` command.
+
+Exit codes: 0 done; 1 it ran and found something wrong (`doctor`), or a fault of esper's own,
+with a traceback; 2 wrong usage, configuration, data or library, with one message; 130
+interrupted by the user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper.errors import EsperError
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    doctor found something wrong, or esper itself failed (with a traceback)
+  2    wrong usage, configuration, data or library; one message says which
+  130  interrupted
+"""
+
+
+def _train(options: argparse.Namespace) -> int:
+    from esper.cli.config import load_config
+    from esper.cli.train import run
+
+    path = Path(options.config)
+    return run(load_config(path), path)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from esper import doctor
+
+    print(doctor.render(doctor.collect()))
+    return 0
+
+
+def _library(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from esper.cli.library import list_library, open_library, show
+
+    # In a pipe there is no width to fit into, and a cut-off id is of no use to anyone.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    library = open_library(options.library)
+    if options.action == "show":
+        show(library, console, options.id, options.json)
+    else:
+        list_library(library, console, signature=options.signature, status=options.status,
+                     tag=options.tag, blueprints=options.blueprints)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from esper.nissa.report import write_report
+
+    print(write_report(Path(options.run)))
+    return 0
+
+
+class _Version(argparse.Action):
+    """Looks at the machine only when asked, so that other commands start at once."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"esper {version('esper')}")
+        except PackageNotFoundError:
+            print("esper, from a folder that is not installed")
+        parser.exit()
+
+
+def _library_parser(parser: argparse.ArgumentParser) -> None:
+    from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
+
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls | show")
+    ls = actions.add_parser("ls", help="list kernels, or blueprints")
+    ls.add_argument("--signature", metavar="TEXT",
+                    help='words of a site such as "map[8]" or "tokens float32 causal", or the '
+                    "start of a signature's id")
+    ls.add_argument("--status", choices=[str(s) for s in (*KernelStatus, *BlueprintStatus)],
+                    metavar="STATUS",
+                    help=f"{', '.join(KernelStatus)}; or of blueprints: "
+                    f"{', '.join(BlueprintStatus)}")
+    ls.add_argument("--tag", help="only kernels with this tag")
+    ls.add_argument("--blueprints", action="store_true", help="blueprints instead of kernels")
+    show = actions.add_parser("show", help="all that is known of one kernel or blueprint")
+    show.add_argument("id", metavar="ID", help="an id, or the start of one")
+    show.add_argument("--json", action="store_true", help="the whole record, raw samples too")
+    for action in (ls, show):
+        action.add_argument("--library", metavar="FOLDER",
+                            default=os.environ.get("ESPER_LIBRARY", "library"),
+                            help="default: $ESPER_LIBRARY, else ./library")
+        action.set_defaults(run=_library)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="esper", description="Neural networks that grow while they train.",
+        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a model as a YAML file says")
+    train.add_argument("config", metavar="CONFIG.yaml")
+    train.set_defaults(run=_train)
+    doctor = commands.add_parser("doctor", help="what this machine has and what esper can do on it")
+    doctor.set_defaults(run=_doctor)
+    _library_parser(commands.add_parser("library", help="look at blueprints and kernels"))
+    report = commands.add_parser("report", help="write report.html for a run folder")
+    report.add_argument("run", metavar="RUN", help="the folder of a run")
+    report.set_defaults(run=_report)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except EsperError as e:
+        print(f"esper: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("esper: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `esper library ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""`esper train`: a configuration becomes a run, its control, and a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import esper
+from esper.cli.config import OptimizerConfig, RunConfig
+from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
+from esper.cli.factory import build_model
+from esper.cli.live import LiveView, SiteLine, Snapshot
+from esper.kasmina.growth import Growth, growth_of, wrap
+from esper.leyline.base import Contract
+from esper.leyline.command import Command, Transition
+from esper.leyline.events import Event
+from esper.leyline.library import Library, QueueDepths
+from esper.leyline.lifecycle import SeedState
+from esper.leyline.verdict import Hardware
+from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder
+from esper.nissa.report import headline, write_report
+from esper.oona.bus import Bus
+from esper.slowtrack import SlowTrack
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tolaria.measure import host_flops, seed_flops
+from esper.tolaria.session import EpochSummary, Session
+from esper.tolaria.trainer import Trainer
+from esper.urza.library import LocalLibrary
+
+log = logging.getLogger(__name__)
+EVAL_BATCH = 512
+
+
+def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
+        case "adam":
+            return torch.optim.Adam(model.parameters(), **common)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), **common)
+
+
+def _policy(config: RunConfig) -> HeuristicPolicy:
+    settings = config.growth.policy.model_dump(exclude={"budget"})
+    return HeuristicPolicy(
+        **settings, max_parameters=config.growth.policy.budget.parameters, seed=config.seed
+    )
+
+
+def _hardware() -> Hardware:
+    from esper.urabrask.bench import hardware
+
+    return hardware()
+
+
+@dataclass
+class _Recorder:
+    """Turns epoch summaries into rows, the live view and the decisions shown in it."""
+
+    config: RunConfig
+    label: str
+    model: nn.Module
+    data: DataSet
+    host_flops: int | None
+    view: LiveView
+    run_log: RunLog | None = None
+    growth: Growth | None = None
+    library: Library | None = None
+    session: Session | None = None
+    rows: list[EpochRow] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def observe(self, record: Contract) -> None:
+        """An observer of the session: remembers what a person would want to read."""
+        if isinstance(record, Command):
+            self.decisions.append(f"{record.action} {record.site}: {record.reason}")
+        elif isinstance(record, Transition) and record.after is SeedState.CULLED:
+            self.decisions.append(f"culled {record.site}: {record.trigger}")
+
+    def _flops(self) -> int | None:
+        total = self.host_flops
+        if self.growth is not None:
+            # In TRAINING a kernel runs too; what runs is what is counted.
+            for seed in self.growth.fossils() + self.growth.active():
+                flops = seed_flops(seed) if seed.kernel is not None else 0
+                total = None if total is None or flops is None else total + flops
+        return total
+
+    def _sites(self) -> tuple[SiteLine, ...]:
+        if self.growth is None:
+            return ()
+        return tuple(
+            SiteLine(site.name, site.state, site.seed.alpha if site.seed else None,
+                     site.seed.kernel_id if site.seed else None, len(site.fossils))
+            for site in self.growth.sites.values()
+        )
+
+    def epoch(self, epoch: int, summary: EpochSummary | None, train_loss: float) -> None:
+        eval_loss, accuracy = evaluate(self.model, Batches(self.data.eval, EVAL_BATCH))
+        depths = self._depths()
+        steps = len(Batches(self.data.train, self.config.data.batch_size)) * epoch
+        row = EpochRow(
+            epoch=epoch, step=steps, train_loss=train_loss if train_loss == train_loss else None,
+            eval_loss=eval_loss, eval_accuracy=accuracy,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            flops_per_sample=self._flops(), seconds=time.monotonic() - self.started,
+            active_sites=tuple(s.name for s in self.growth.sites.values() if s.seed is not None)
+            if self.growth else (),
+            depths=depths, capacity=self.session.catalog.capacity if self.session else None,
+        )
+        self.rows.append(row)
+        if self.run_log is not None:
+            self.run_log.epoch(row)
+        self.view.show(Snapshot(
+            title=f"{self.config.name}: {self.label}", epoch=epoch,
+            epochs=self.config.train.epochs, step=row.step, train_loss=row.train_loss,
+            eval_loss=eval_loss, eval_accuracy=accuracy, sites=self._sites(), depths=depths,
+            decisions=tuple(self.decisions[-6:]), elapsed=row.seconds,
+        ))
+
+    def _depths(self) -> QueueDepths | None:
+        if self.library is None:
+            return None
+        try:
+            return self.library.depths()
+        except Exception:  # a library in trouble is no reason to stop training
+            log.warning("queue depths are not known", exc_info=True)
+            return None
+
+
+def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
+    """The host, with the same weights and the same random state after it every time."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, config_path)
+    torch.manual_seed(config.seed + 1)
+    return model
+
+
+def _wait_for_a_kernel(session: Session, seconds: float, view: LiveView) -> None:
+    """Give a new library the time to prove its first kernel; an old one is ready at once."""
+    end = time.monotonic() + seconds
+    while not session.catalog.kernels and time.monotonic() < end:
+        view.say(f"waiting for a first kernel, at most {end - time.monotonic():.0f} s more")
+        time.sleep(1.0)
+
+
+def _train_grown(
+    config: RunConfig, config_path: Path, data: DataSet, run_log: RunLog, view: LiveView,
+) -> tuple[_Recorder, Library]:
+    model = _fresh_model(config, config_path)
+    optimizer = _optimizer(model, config.train.optimizer)
+    wrap(model, config.growth.sites, example=data.example, causal=config.growth.causal)
+    growth = growth_of(model)
+    growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
+    growth.embargo_epochs, growth.seed = config.growth.embargo_epochs, config.seed
+    library = LocalLibrary(Path(config.library.path))
+    with ExitStack() as stack:
+        if config.slow_track.enabled:
+            stack.enter_context(SlowTrack(
+                config.library.path, tezzeret=config.slow_track.workers, seed=config.seed,
+                priority=config.slow_track.priority, pipeline=config.slow_track.pipeline,
+                log_file=run_log.folder / "slowtrack.log"))
+        bus = Bus()
+        stack.callback(bus.close)
+        bus.subscribe(None, run_log.observe)
+
+        def observe(record: Contract) -> None:
+            # Events may wait for the bus's thread; what the audit trail is for is written now.
+            if isinstance(record, Event):
+                bus.publish(record)
+            else:
+                run_log.observe(record)
+
+        recorder = _Recorder(config, "growing", model, data, host_flops(model, data.example),
+                             view, run_log, growth, library)
+        session = stack.enter_context(Session(
+            model, optimizer, loss_fn=cross_entropy,
+            holdout=list(Batches(data.holdout, EVAL_BATCH)), library=library,
+            policy=_policy(config), lr_scale=config.growth.lr_scale,
+            observers=[observe, recorder.observe]))
+        recorder.session = session
+        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view)
+        recorder.started = time.monotonic()
+        batches = Batches(data.train, config.data.batch_size, seed=config.seed)
+        trainer = Trainer(model, optimizer, cross_entropy, batches, session)
+        trainer.fit(config.train.epochs, recorder.epoch)
+        run_log.steps(trainer.step_seconds, session.growth_steps)
+        signatures = {s.found.signature for s in growth.sites.values()}
+        run_log.kernels(
+            [k for s in signatures for k in library.kernels(signature=s)],
+            [b for s in signatures for b in library.blueprints(s)])
+    return recorder, library
+
+
+def _train_control(config: RunConfig, config_path: Path, data: DataSet, view: LiveView) -> _Recorder:
+    """The same host, weights, batches and epochs, never wrapped."""
+    model = _fresh_model(config, config_path)
+    optimizer = _optimizer(model, config.train.optimizer)
+    recorder = _Recorder(config, "the same host without growth", model, data,
+                         host_flops(model, data.example), view)
+    batches = Batches(data.train, config.data.batch_size, seed=config.seed)
+    Trainer(model, optimizer, cross_entropy, batches).fit(config.train.epochs, recorder.epoch)
+    return recorder
+
+
+def run(config: RunConfig, config_path: Path) -> int:
+    """Carry out one configuration; returns the exit code.
+
+    Raises:
+        EsperError: the configuration, its data or its model cannot be used.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = load_data(config.data, config_path)
+    folder = fresh_folder(config.folder)
+    started = time.monotonic()
+    with RunLog(folder) as run_log, LiveView() as view:
+        run_log.begin(RunInfo(
+            name=config.name, seed=config.seed, config=config.model_dump(mode="json"),
+            versions={"esper": esper.__version__, "torch": str(torch.__version__),
+                      "numpy": version("numpy")},
+            hardware=_hardware(), metric="cross entropy", samples_per_epoch=len(data.train),
+            eval_samples=data.eval.targets.numel()))
+        control, reason = None, "compare is off in the configuration"
+        if config.growth.enabled:
+            grown, _ = _train_grown(config, config_path, data, run_log, view)
+            if config.compare:
+                control = _train_control(config, config_path, data, view)
+        else:
+            grown, reason = _train_control(config, config_path, data, view), "growth is off"
+        run_log.finish(RunSummary(
+            grown=Arm(label=grown.label, epochs=tuple(grown.rows)),
+            control=Arm(label=control.label, epochs=tuple(control.rows)) if control else None,
+            no_control="" if control else reason, seconds=time.monotonic() - started))
+    report = write_report(folder)
+    view.say(headline(folder))
+    view.say(f"report: {report}")
+    return 0
