@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,11 @@ import torch
 from esper.errors import ArtifactCorrupt, ArtifactMismatch
 from esper.kasmina import artifact as room
 from esper.kasmina.artifact import check_runs_here, open_artifact, read_artifact
-from esper.leyline.artifact import (
-    MANIFEST,
-    MEMBERS,
-    Manifest,
-    ParameterSpec,
-    Pipeline,
-    Toolchain,
-    kernel_id,
-)
+from esper.leyline.artifact import MANIFEST, MEMBERS, Manifest
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import BlueprintIR, C, Node, Op
-from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
+from tests.artifacts import members, pack
 
 SITE = SiteSignature(kind=SiteKind.FEATURES, channels=8)
 IR = BlueprintIR(
@@ -46,45 +36,12 @@ IR = BlueprintIR(
 CODE = {"forward.so": b"\x7fELF" + bytes(range(256)) * 8, "backward.so": b"\x7fELF" + b"b" * 999}
 
 
-def _members(
-    ir: BlueprintIR = IR, *, torch_build: str | None = None, isa: str | None = None, **changes: Any
-) -> dict[str, bytes]:
-    toolchain = Toolchain(
-        torch=torch_build or torch.__version__,
-        isa=isa or torch.backends.cpu.get_cpu_capability(),
-        compiler="g++ 12",
-        esper="0",
-    )
-    made = {"blueprint.json": ir.to_json().encode(), **CODE}
-    fields: dict[str, Any] = {
-        "kernel_id": kernel_id(ir.id, SITE, toolchain, Pipeline.FAST),
-        "blueprint_id": ir.id,
-        "signature": SITE,
-        "pipeline": Pipeline.FAST,
-        "toolchain": toolchain,
-        "parameters": tuple(
-            ParameterSpec(name=p.name, shape=p.shape) for p in infer(ir, SITE).parameters
-        ),
-        "backward_inputs": ("in:0", "in:1", "in:2", "grad"),
-        "gradients": (0, 1, 2),
-        "sha256": {name: sha256(content) for name, content in made.items()},
-        "compile_seconds": 1.0,
-        "flops": 1,
-    }
-    manifest = Manifest(**{**fields, **changes})
-    return {MANIFEST: manifest.model_dump_json().encode(), **made}
-
-
-def _zip(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, content in members:
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=compression)
-    return buffer.getvalue()
+def _members(ir: BlueprintIR = IR, **changes: Any) -> dict[str, bytes]:
+    return members(ir, SITE, CODE, **changes)
 
 
 def _sound() -> bytes:
-    return _zip(_members().items())
+    return pack(_members().items())
 
 
 def _write(folder: Path, content: bytes) -> tuple[Path, str]:
@@ -152,30 +109,30 @@ def _without_digest() -> dict[str, str]:
     [
         (b"", "not a readable zip"),
         (b"#!/bin/sh\nexit 1\n", "not a readable zip"),
-        (_zip([("archive/data.pkl", b"\x80\x02}.")]), "the members are"),
-        (_zip([*_members().items(), ("extra.py", b"print()")]), "the members are"),
-        (_zip(list(_members().items())[:3]), "the members are"),
-        (_zip(reversed(_members().items())), "the members are"),
-        (_zip([*_members().items(), (MANIFEST, b"{}")]), "the members are"),
-        (_zip([("../" + n, c) for n, c in _members().items()]), "the members are"),
-        (_zip(_members().items(), zipfile.ZIP_DEFLATED), "compressed"),
-        (_zip({**_members(), MANIFEST: b"{"}.items()), "manifest.json"),
-        (_zip({**_members(), MANIFEST: b"[]"}.items()), "manifest.json"),
-        (_zip({**_members(), MANIFEST: b'{"format":2}'}.items()), "manifest.json"),
-        (_zip({**_members(), MANIFEST: b" " * (1 << 20 | 1)}.items()), "at most 1048576"),
-        (_zip({**_members(), "blueprint.json": b" " * 65537}.items()), "at most 65536"),
-        (_zip({**_members(), "forward.so": b"\x7fELF other"}.items()), "forward.so has SHA-256"),
-        (_zip({**_members(), "blueprint.json": b"{}"}.items()), "blueprint.json has SHA-256"),
-        (_zip(_members(sha256=_without_digest()).items()), "has digests of"),
-        (_zip(_members(kernel_id="k-0").items()), "names kernel k-0"),
-        (_zip(_members(kernel_id="../../x").items()), "names kernel"),
-        (_zip(_members(blueprint_id="bp-0").items()), "the blueprint inside is"),
-        (_zip(_members(parameters=()).items()), "lists the parameters"),
-        (_zip(_members(backward_inputs=("in:4",)).items()), "backward input 'in:4'"),
-        (_zip(_members(backward_inputs=("out:-1",)).items()), "backward input 'out:-1'"),
-        (_zip(_members(backward_inputs=("out:" + "9" * 30,)).items()), "backward input"),
-        (_zip(_members(gradients=(0, 1)).items()), "maps 2 gradients"),
-        (_zip(_members(gradients=(0, -1, 2)).items()), "maps 3 gradients"),
+        (pack([("archive/data.pkl", b"\x80\x02}.")]), "the members are"),
+        (pack([*_members().items(), ("extra.py", b"print()")]), "the members are"),
+        (pack(list(_members().items())[:3]), "the members are"),
+        (pack(reversed(_members().items())), "the members are"),
+        (pack([*_members().items(), (MANIFEST, b"{}")]), "the members are"),
+        (pack([("../" + n, c) for n, c in _members().items()]), "the members are"),
+        (pack(_members().items(), zipfile.ZIP_DEFLATED), "compressed"),
+        (pack({**_members(), MANIFEST: b"{"}.items()), "manifest.json"),
+        (pack({**_members(), MANIFEST: b"[]"}.items()), "manifest.json"),
+        (pack({**_members(), MANIFEST: b'{"format":2}'}.items()), "manifest.json"),
+        (pack({**_members(), MANIFEST: b" " * (1 << 20 | 1)}.items()), "at most 1048576"),
+        (pack({**_members(), "blueprint.json": b" " * 65537}.items()), "at most 65536"),
+        (pack({**_members(), "forward.so": b"\x7fELF other"}.items()), "forward.so has SHA-256"),
+        (pack({**_members(), "blueprint.json": b"{}"}.items()), "blueprint.json has SHA-256"),
+        (pack(_members(sha256=_without_digest()).items()), "has digests of"),
+        (pack(_members(kernel_id="k-0").items()), "names kernel k-0"),
+        (pack(_members(kernel_id="../../x").items()), "names kernel"),
+        (pack(_members(blueprint_id="bp-0").items()), "the blueprint inside is"),
+        (pack(_members(parameters=()).items()), "lists the parameters"),
+        (pack(_members(backward_inputs=("in:4",)).items()), "backward input 'in:4'"),
+        (pack(_members(backward_inputs=("out:-1",)).items()), "backward input 'out:-1'"),
+        (pack(_members(backward_inputs=("out:" + "9" * 30,)).items()), "backward input"),
+        (pack(_members(gradients=(0, 1)).items()), "maps 2 gradients"),
+        (pack(_members(gradients=(0, -1, 2)).items()), "maps 3 gradients"),
     ],
 )
 def test_a_foreign_or_contradictory_file_is_refused(
@@ -195,7 +152,7 @@ def test_code_that_is_no_elf_and_a_blueprint_that_is_none_are_refused(tmp_path: 
         digests = {n: sha256(c) for n, c in made.items() if n != MANIFEST}
         made[MANIFEST] = _members(sha256=digests)[MANIFEST]
         with pytest.raises(ArtifactCorrupt, match=says):
-            read_artifact(*_write(tmp_path, _zip(made.items())))
+            read_artifact(*_write(tmp_path, pack(made.items())))
 
 
 def test_a_lying_size_in_the_central_directory_is_refused(tmp_path: Path) -> None:
@@ -240,7 +197,7 @@ def test_what_is_no_plain_file_is_refused_without_hanging(tmp_path: Path) -> Non
 def test_another_torch_or_isa_is_refused_naming_both(
     tmp_path: Path, changes: dict[str, str], both: list[str]
 ) -> None:
-    path, digest = _write(tmp_path, _zip(_members(**changes).items()))
+    path, digest = _write(tmp_path, pack(_members(**changes).items()))
     with pytest.raises(ArtifactMismatch) as refusal:
         open_artifact(path, digest, SITE)
     assert all(side in str(refusal.value) for side in both)

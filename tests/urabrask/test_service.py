@@ -1,0 +1,227 @@
+"""The service with a real library and real child processes; the kernels are out to hurt it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from esper.errors import EsperError
+from esper.leyline.artifact import Manifest
+from esper.leyline.base import sha256
+from esper.leyline.blueprint import parse_blueprint
+from esper.leyline.library import KernelRecord
+from esper.leyline.lifecycle import KernelStatus
+from esper.leyline.signature import SiteKind, SiteSignature
+from esper.urabrask import service
+from esper.urabrask.service import Limits, examine_file
+from esper.urza.library import LocalLibrary
+from tests.artifacts import members, pack
+from tests.urabrask.test_proof import FEATURES
+
+SITE = SiteSignature(kind=SiteKind.FEATURES, channels=8)
+
+# What a hostile library does the moment it is opened.
+ATTACKS = {
+    "segfault": "*(volatile int *)0 = 1;",
+    "exit": "_exit(7);",
+    "abort": "abort();",
+    "hang": "for (;;) pause();",
+    "spin": "for (;;) ;",
+    "litter": 'if (!fork()) { setsid(); execlp("sleep", "sleep", "600", (char *)0); } '
+    "for (;;) pause();",
+    "bomb": "for (;;) { char *p = malloc(1 << 26); if (!p) abort(); memset(p, 1, 1 << 26); }",
+    "inert": "",
+}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One artifact per attack: a real shared object whose constructor carries it out."""
+    folder = tmp_path_factory.mktemp("hostile")
+    made = {}
+    for name, statement in ATTACKS.items():
+        source = folder / f"{name}.c"
+        source.write_text(
+            "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n"
+            f"__attribute__((constructor)) static void attack(void) {{ {statement} }}\n"
+        )
+        library = source.with_suffix(".so")
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O0", str(source), "-o", str(library)], check=True
+        )
+        code = library.read_bytes()
+        parts = members(FEATURES, SITE, {"forward.so": code, "backward.so": code})
+        made[name] = pack(parts.items())
+    return made
+
+
+def _write(folder: Path, content: bytes) -> tuple[Path, str]:
+    path = folder / "kernel.esper"
+    path.write_bytes(content)
+    return path, sha256(content)
+
+
+def _library(root: Path, artifact: bytes) -> tuple[LocalLibrary, KernelRecord]:
+    library = LocalLibrary(root)
+    with zipfile.ZipFile(io.BytesIO(artifact)) as archive:
+        signature = Manifest.model_validate_json(archive.read("manifest.json")).signature
+        ir = parse_blueprint(archive.read("blueprint.json"))
+    library.submit(ir, signature, author="test")
+    claim = library.claim_blueprint("test", 60)
+    assert claim is not None
+    return library, library.complete_blueprint(claim, artifact)
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        ("segfault", "was killed by SIGSEGV during the opening of the artifact"),
+        ("exit", "exited with 7 during the opening"),
+        ("abort", "was killed by SIGABRT"),
+        ("hang", "did not finish within 8 s during the opening"),
+        ("bomb", "was killed by SIGABRT"),
+    ],
+)
+def test_a_kernel_that_kills_its_process_is_rejected_with_the_reason(
+    hostile: dict[str, bytes], tmp_path: Path, attack: str, says: str
+) -> None:
+    path, digest = _write(tmp_path, hostile[attack])
+    report = examine_file(
+        path, "k-hostile", digest, Limits(deadline_seconds=8, memory_bytes=2 << 30)
+    )
+    assert report is not None and not report.accepted
+    assert says in report.reason
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_what_a_killed_child_started_is_killed_too(
+    hostile: dict[str, bytes], tmp_path: Path
+) -> None:
+    path, digest = _write(tmp_path, hostile["litter"])
+    started: list[psutil.Process] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not started and not stop.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name() == "sleep":
+                        started.append(process)
+        stop.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert examine_file(path, "k", digest, give_up=(stop,)) is None
+    finally:
+        stop.set()
+        watcher.join()
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert started and not alive
+
+
+def test_an_elf_that_is_no_kernel_is_rejected(hostile: dict[str, bytes], tmp_path: Path) -> None:
+    path, digest = _write(tmp_path, hostile["inert"])
+    report = examine_file(path, "k-inert", digest)
+    assert report is not None and not report.accepted
+    assert "during the opening of the artifact" in report.reason
+
+
+def test_a_damaged_artifact_is_rejected(hostile: dict[str, bytes], tmp_path: Path) -> None:
+    path, _ = _write(tmp_path, hostile["inert"])
+    report = examine_file(path, "k-damaged", "0" * 64)
+    assert report is not None and report.reason.startswith("ArtifactCorrupt: ")
+
+
+def test_a_child_that_cannot_start_is_not_the_kernels_fault(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    library, record = _library(tmp_path / "library", hostile["inert"])
+    with pytest.raises(EsperError, match="before it began"):
+        service.run(library, threading.Event(), worker_name="w", once=True)
+    assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
+
+
+def test_the_service_rejects_a_crashing_kernel_and_goes_on(
+    hostile: dict[str, bytes], tmp_path: Path
+) -> None:
+    library, record = _library(tmp_path / "library", hostile["segfault"])
+    assert service.run(library, threading.Event(), worker_name="w", once=True) == 1
+    after = library.kernel(record.kernel_id)
+    assert after.status is KernelStatus.REJECTED
+    assert after.report is not None and "SIGSEGV" in after.report.reason
+    assert service.run(library, threading.Event(), worker_name="w", once=True) == 0
+
+
+def test_stopping_gives_the_kernel_back(hostile: dict[str, bytes], tmp_path: Path) -> None:
+    library, record = _library(tmp_path / "library", hostile["hang"])
+    stop = threading.Event()
+    worker = threading.Thread(
+        target=service.run, args=(library, stop), kwargs={"worker_name": "w", "lease_seconds": 3}
+    )
+    worker.start()
+    # Longer than the lease: only the heartbeat keeps it.
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        assert library.claim_kernel("thief", 10) is None
+    stop.set()
+    worker.join(timeout=20)
+    assert not worker.is_alive()
+    assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_the_child_stays_in_the_session_and_dies_with_its_parent(
+    hostile: dict[str, bytes], tmp_path: Path
+) -> None:
+    path, digest = _write(tmp_path, hostile["hang"])
+    code = (
+        "import sys, pathlib\nfrom esper.urabrask.service import examine_file\n"
+        "examine_file(pathlib.Path(sys.argv[1]), 'k', sys.argv[2])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(path), digest])
+    try:
+        deadline = time.monotonic() + 30
+        children: list[psutil.Process] = []
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.1)
+            children = psutil.Process(parent.pid).children()
+        time.sleep(3)  # until it hangs in the kernel
+        (child,) = children
+        assert os.getsid(child.pid) == os.getsid(0)
+    finally:
+        parent.kill()
+        parent.wait()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_real_kernel_is_validated(feature_artifact: Path, tmp_path: Path) -> None:
+    library, record = _library(tmp_path / "library", feature_artifact.read_bytes())
+    assert service.run(library, threading.Event(), worker_name="w", once=True) == 1
+    after = library.kernel(record.kernel_id)
+    assert after.status is KernelStatus.VALIDATED, after.report and after.report.reason
+    report = after.report
+    assert report is not None and len(report.measurements) == 2
+    assert report.hardware is not None and report.hardware.threads == 1
+    assert all(m.kernel_seconds and m.eager_seconds for m in report.measurements)
+    found = library.kernels(
+        signature=record.manifest.signature,
+        status=KernelStatus.VALIDATED,
+        tags=[t.name for t in report.tags],
+    )
+    assert [k.kernel_id for k in found] == [record.kernel_id]
