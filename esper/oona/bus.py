@@ -64,6 +64,11 @@ class Bus:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
+    def _lock(self) -> threading.Condition:
+        if self._pid != os.getpid():
+            self._begin()  # the parent's lock may have been held when this process was forked
+        return self._changed
+
     def subscribe(self, topic: Topic | None, handler: Handler) -> Callable[[], None]:
         """Call `handler` for each event of `topic` (all topics if None) delivered from now on.
 
@@ -71,20 +76,18 @@ class Bus:
             A function that ends the subscription; calling it twice is harmless.
         """
         entry = (topic, handler)
-        with self._changed:
+        with self._lock():
             self._handlers = [*self._handlers, entry]
 
         def unsubscribe() -> None:
-            with self._changed:
+            with self._lock():
                 self._handlers = [h for h in self._handlers if h is not entry]
 
         return unsubscribe
 
     def publish(self, event: Event) -> Admission[Event]:
         """Queue `event`; the answer says whether it was, and which event made room for it."""
-        if self._pid != os.getpid():
-            self._begin()
-        with self._changed:
+        with self._lock():
             if self._closed:
                 self._count(refused=1)
                 return Admission(Decision.REFUSED, reason="the bus is closed; nothing is delivered")
@@ -102,9 +105,9 @@ class Bus:
     def flush(self, timeout: float) -> bool:
         """Wait until everything queued is delivered; False where `timeout` seconds were not
         enough. Called from a handler it would wait for itself, so it returns False at once."""
-        if threading.current_thread() is self._thread:
-            return False
-        with self._changed:
+        with self._lock():
+            if threading.current_thread() is self._thread:
+                return False
             return self._changed.wait_for(
                 lambda: not len(self._queue) and not self._delivering, timeout
             )
@@ -115,11 +118,11 @@ class Bus:
         Returns:
             How many events were left undelivered; 0 is a clean end.
         """
-        with self._changed:
+        with self._lock():
             self._closed = True
             self._changed.notify_all()
         self.flush(timeout)
-        with self._changed:
+        with self._lock():
             left = len(self._queue) + int(self._delivering)
             while self._queue.pop() is not None:
                 pass  # the thread must not go on delivering after the deadline
@@ -128,12 +131,12 @@ class Bus:
         return left
 
     def stats(self) -> BusStats:
-        with self._changed:
+        with self._lock():
             return self._stats
 
     def depth(self) -> int:
         """How many events wait."""
-        with self._changed:
+        with self._lock():
             return len(self._queue)
 
     def _count(self, **more: int) -> None:
