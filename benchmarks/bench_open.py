@@ -40,13 +40,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, hashlib.sha256(content).hexdigest()
 
 
-def bench_read(benchmark: BenchmarkFixture, artifact: tuple[Path, str]) -> None:
+def test_read_and_verify(benchmark: BenchmarkFixture, artifact: tuple[Path, str]) -> None:
     path, digest = artifact
     benchmark.extra_info["bytes"] = path.stat().st_size
     benchmark.pedantic(read_artifact, args=(path, digest), rounds=50, warmup_rounds=5)
 
 
-def bench_open(benchmark: BenchmarkFixture, artifact: tuple[Path, str]) -> None:
+def test_open_a_kernel(benchmark: BenchmarkFixture, artifact: tuple[Path, str]) -> None:
     path, digest = artifact
     # Every opening maps its code anew and keeps it mapped while the kernel lives; the results
     # are dropped, so that memory does not grow with the rounds.

@@ -63,9 +63,9 @@ def _examine(spec: Spec) -> ValidationReport:
     stage_file.write_text(NOT_YET)
 
     # Not used here, but if it is missing that must show before the kernel's turn.
-    import esper.kasmina.native  # noqa: F401
     import torch
 
+    import esper.kasmina.native  # noqa: F401
     from esper.errors import ArtifactError
     from esper.kasmina.artifact import open_artifact
     from esper.urabrask.examine import examine
