@@ -1,0 +1,54 @@
+"""A runtime for neural networks that grow while they train.
+
+`import esper` is cheap: nothing below is imported, torch included, before it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from esper.kasmina.export import export as export
+    from esper.kasmina.growth import growth_of as growth_of
+    from esper.kasmina.growth import unwrap as unwrap
+    from esper.kasmina.growth import wrap as wrap
+    from esper.kasmina.sites import suggest_sites as suggest_sites
+    from esper.slowtrack import SlowTrack as SlowTrack
+    from esper.tamiyo.heuristic import HeuristicPolicy as HeuristicPolicy
+    from esper.tolaria.session import Session as Session
+    from esper.tolaria.trainer import Trainer as Trainer
+    from esper.urza.library import LocalLibrary as open_library  # noqa: F401
+
+_LAZY = {
+    "HeuristicPolicy": "esper.tamiyo.heuristic:HeuristicPolicy",
+    "Session": "esper.tolaria.session:Session",
+    "SlowTrack": "esper.slowtrack:SlowTrack",
+    "Trainer": "esper.tolaria.trainer:Trainer",
+    "export": "esper.kasmina.export:export",
+    "growth_of": "esper.kasmina.growth:growth_of",
+    # A folder that holds no library yet becomes one.
+    "open_library": "esper.urza.library:LocalLibrary",
+    "suggest_sites": "esper.kasmina.sites:suggest_sites",
+    "unwrap": "esper.kasmina.growth:unwrap",
+    "wrap": "esper.kasmina.growth:wrap",
+}
+
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(
+            f"esper has no attribute {name!r}; public names are: {', '.join(sorted(_LAZY))}"
+        )
+    module, attribute = _LAZY[name].split(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,1 @@
+"""Triton sources, installed as `esper.triton_kernels`. Importing a module of it needs triton."""
