@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,9 @@ class EpochRow(Contract):
 class RunInfo(Contract):
     """What was run, known before the first step. `started` is in UTC seconds.
 
-    `eval_samples` and `samples_per_epoch` let the report judge noise and count FLOPs;
-    `metric` names the loss ("cross entropy", say).
+    `eval_samples` and `samples_per_epoch` let the report judge noise and count FLOPs; `metric`
+    names the loss ("cross entropy", say); `primary` is what the run is judged by; `sites` are
+    all that could have grown.
     """
 
     run_id: str = Field(default_factory=lambda: new_id("run"))
@@ -66,7 +67,9 @@ class RunInfo(Contract):
     config: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: Hardware | None = None
+    sites: tuple[str, ...] = ()
     metric: str = "loss"
+    primary: Literal["accuracy", "loss"] = "accuracy"
     samples_per_epoch: int | None = None
     eval_samples: int | None = None
 
