@@ -48,8 +48,13 @@ class BlobFolder:
         self.root = root
         self.max_bytes = max_bytes
         self._temporary = root / "tmp"
-        self._temporary.mkdir(parents=True, exist_ok=True)
-        self.sweep()
+        try:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            self.sweep()
+        except OSError as e:
+            raise LibraryError(
+                f"cannot keep blobs in {root}: {e}; choose a folder you may write to"
+            ) from e
 
     def put(self, content: bytes) -> str:
         """Store `content` durably; returns its digest. Storing it twice stores it once.

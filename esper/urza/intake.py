@@ -85,7 +85,8 @@ def read_manifest(artifact: bytes) -> Manifest:
     )
     if manifest.kernel_id != expected:
         raise ArtifactCorrupt(
-            f"the manifest calls itself kernel {manifest.kernel_id}, what it describes is {expected}"
+            f"the manifest calls itself kernel {manifest.kernel_id}, but describes {expected}; "
+            "pack the artifact again"
         )
     try:
         inside = parse_blueprint(members[BLUEPRINT]).id

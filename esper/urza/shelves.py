@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from pathlib import Path
 
-from esper.errors import NotInLibrary
+from esper.errors import IllegalTransition, NotInLibrary
 from esper.leyline.command import FieldReport
 from esper.leyline.library import BlueprintRecord, KernelRecord, QueueDepths
 from esper.leyline.lifecycle import KernelStatus
@@ -136,7 +135,7 @@ class Shelves:
     def quarantine(self, kernel_id: str, reason: str) -> None:
         """See `Library`. A second failure of a quarantined kernel changes nothing: several
         trainers may see the same one fail."""
-        self._move(kernel_id, KernelStatus.QUARANTINED, reason, idempotent=True)
+        self._move(kernel_id, KernelStatus.VALIDATED, KernelStatus.QUARANTINED, reason)
 
     def add_report(self, report: FieldReport) -> None:
         with self._store.write() as con:
@@ -154,11 +153,11 @@ class Shelves:
 
     def reinstate(self, kernel_id: str, reason: str) -> None:
         """QUARANTINED -> VALIDATED, after somebody found the kernel innocent."""
-        self._move(kernel_id, KernelStatus.VALIDATED, reason)
+        self._move(kernel_id, KernelStatus.QUARANTINED, KernelStatus.VALIDATED, reason)
 
     def retire(self, kernel_id: str, reason: str) -> None:
         """QUARANTINED -> RETIRED, for good."""
-        self._move(kernel_id, KernelStatus.RETIRED, reason)
+        self._move(kernel_id, KernelStatus.QUARANTINED, KernelStatus.RETIRED, reason)
 
     def archive(self, blueprint_id: str, signature: SiteSignature, reason: str) -> None:
         """Take a blueprint out for good; a claim on it becomes stale. Its kernels stay."""
@@ -192,10 +191,20 @@ class Shelves:
         return row
 
     def _move(
-        self, kernel_id: str, after: StrEnum, reason: str, *, idempotent: bool = False
+        self, kernel_id: str, before: KernelStatus, after: KernelStatus, reason: str
     ) -> None:
+        """Do nothing where the kernel is `after` already.
+
+        `before` is asked for by name: the table also has transitions to `after` that only the
+        holder of a lease may make.
+        """
         with self._store.write() as con:
             row = self._kernel(con, kernel_id)
-            if idempotent and row["status"] == after:
+            if row["status"] == after:
                 return
+            if row["status"] != before:
+                raise IllegalTransition(
+                    f"kernel {kernel_id} is {row['status']}; only a {before} one becomes {after} "
+                    "this way"
+                )
             queues.move(con, KERNELS, row["seq"], after, reason, self._clock())

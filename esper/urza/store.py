@@ -105,7 +105,8 @@ class Store:
         self.path = path
         self._opening = path.with_name(path.name + ".lock")
         self._fresh()
-        _STORES.add(self)
+        with _forking:  # a fork walks through the set
+            _STORES.add(self)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.read():
@@ -152,7 +153,7 @@ class Store:
                         connection.execute("ROLLBACK")
                     raise
                 connection.execute("COMMIT")
-        except sqlite3.Error as e:
+        except (sqlite3.Error, OSError) as e:
             raise LibraryError(
                 f"the library's database {self.path} failed: {e}; if it is locked, another process "
                 f"has been writing for over {BUSY_SECONDS:.0f} s, else check the disk"

@@ -247,7 +247,9 @@ def test_a_false_artifact_is_refused_and_the_claim_stays(library: Library) -> No
         "no manifest": pack({**good, "manifest.json": b"{}"}),
         "other code": pack({**good, "forward.so": b"tampered"}),
         "cut short": artifact(ir)[:-30],
-        "another blueprint inside": pack({**good, "blueprint.json": blueprint(2).to_json().encode()}),
+        "another blueprint inside": pack(
+            {**good, "blueprint.json": blueprint(2).to_json().encode()}
+        ),
         "a false id": pack(
             {**good, "manifest.json": good["manifest.json"].replace(b'"k-', b'"k-0')}
         ),

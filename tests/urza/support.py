@@ -4,7 +4,10 @@ libraries of noise, since Urza never opens a kernel."""
 from __future__ import annotations
 
 import io
+import os
+import traceback
 import zipfile
+from collections.abc import Callable
 
 from esper.leyline.artifact import MEMBERS, Manifest, Pipeline, Toolchain, kernel_id
 from esper.leyline.base import sha256
@@ -91,3 +94,14 @@ def report(kernel: str, *tags: str, accepted: bool = True) -> ValidationReport:
     )
 
 
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a forked child; its exit status, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
