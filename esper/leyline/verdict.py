@@ -46,7 +46,8 @@ class Measurement(Contract):
 
 class ProofCase(Contract):
     """One input the kernel was checked on. `worst_ratio` is the largest, over out and every
-    gradient, of the kernel's error against float64 over eager's own (floored at one ulp)."""
+    gradient, of the kernel's error against float64 over eager's own, to which half a floor of
+    a few ulps is added (see `esper.urabrask.oracle`); up to 2 passes. Checks of conduct have 0."""
 
     name: str
     batch: int

@@ -30,7 +30,7 @@ from esper.urabrask.problems import Case, draw
 MARGIN = 0.05
 MIN_SAMPLE_SECONDS = 1e-3  # far above the clock's resolution and one scheduler tick's cost
 MIN_ROUNDS = 20
-MAX_ROUNDS = 1000
+MAX_ROUNDS = 200  # raw samples are kept in the report, which others read again and again
 RESAMPLES = 2000
 NARROW = 0.02  # width of the interval over the ratio at which more rounds add nothing
 
@@ -72,14 +72,14 @@ def interval(
     return float(np.median(e) / np.median(k)), float(low), float(high)
 
 
-def _calibrate(call: Callable[[], object]) -> int:
-    """Calls per sample, so that one sample takes at least `MIN_SAMPLE_SECONDS`."""
+def _calibrate(call: Callable[[], object], seconds: float) -> int:
+    """Calls per sample, so that one sample takes about `seconds`."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return max(1, min(10_000, round(MIN_SAMPLE_SECONDS / max(statistics.median(times), 1e-9))))
+    return max(1, min(100_000, round(seconds / max(statistics.median(times), 1e-9))))
 
 
 def compare(
@@ -94,7 +94,9 @@ def compare(
     sides = (kernel, eager)
     for side in sides:
         side()
-    repeats = [_calibrate(side) for side in sides]
+    # Samples as long as lets the rounds fill the budget: longer ones are less noisy.
+    sample = max(MIN_SAMPLE_SECONDS, budget_seconds / (2 * MAX_ROUNDS))
+    repeats = [_calibrate(side, sample) for side in sides]
     rng = np.random.default_rng(seed)
     samples: tuple[list[float], list[float]] = ([], [])
     next_look = MIN_ROUNDS

@@ -6,8 +6,14 @@ input. A kernel may sum in another order, hence the factor of two; a hand-picked
 would be too tight for one blueprint and too loose for the next. (The oracle is that of
 flash-attention's tests.)
 
-An error is max |x - truth| over a tensor, divided by max |truth|. Eager can be exact by
-luck, so its error counts as at least `FLOOR_ULPS` units in the last place of that scale.
+An error is max |x - truth| over a tensor, divided by max |truth|. A kernel passes with
+
+    error <= 2 * eager's error + floor
+
+where the floor is `FLOOR_ULPS` units in the last place of that scale, because eager can be
+exact by luck. A parameter's gradient is a sum over n positions. Eager sums pairwise, a
+compiled loop one by one, which is a random walk of n roundings: in full precision such a
+gradient's floor is raised by sqrt(n) / 4 units, with n at most `CHUNK`.
 """
 
 from __future__ import annotations
@@ -33,7 +39,9 @@ MAX_RATIO = 2.0
 # In half precision eager rounds after every operation, so it is never exact by luck for long.
 # A float64 kernel is compared with a truth as imprecise as itself, so only errors clearly
 # above rounding count there.
-FLOOR_ULPS = {torch.float64: 256.0, torch.float32: 4.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+FLOOR_ULPS = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+# Longer sums are split into chunks by every compiler that cares for precision.
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -147,13 +155,13 @@ class Deviation:
 
     @property
     def ratio(self) -> float:
-        own = max(self.eager, self.floor)
-        return self.kernel / own
+        """At most `MAX_RATIO` where the kernel passes."""
+        return self.kernel / (self.eager + self.floor / MAX_RATIO)
 
     def __str__(self) -> str:
         return (
             f"{self.name}: error {self.kernel:.3g}, eager's own {self.eager:.3g} "
-            f"(of its largest element, floor {self.floor:.3g}): {self.ratio:.3g} times"
+            f"(of its largest element, floor {self.floor:.3g}): {self.ratio:.3g} times that"
         )
 
 
@@ -167,8 +175,9 @@ class Oracle:
     def __init__(self, ir: BlueprintIR, signature: SiteSignature) -> None:
         self._reference = reference_kernel(ir, signature)
         self._attention = any(node.op is Op.ATTENTION for node in ir.nodes)
-        dtype = getattr(torch, signature.dtype)
-        floor = FLOOR_ULPS[dtype] * torch.finfo(dtype).eps
+        self._channels = signature.channels
+        self._dtype: torch.dtype = getattr(torch, signature.dtype)
+        floor = FLOOR_ULPS[self._dtype] * torch.finfo(self._dtype).eps
         self._parameters = infer(ir, signature).parameters
         names = ["output", "gradient of h"]
         names += [f"gradient of {p.name}" for p in self._parameters]
@@ -182,6 +191,7 @@ class Oracle:
             with _plain_attention():
                 eager.append(run(self._reference, problem))
         scales = self._scales(truth, problem)
+        self._raise_floors(problem.h.numel() // self._channels)
         for i, deviation in enumerate(self.deviations):
             # Where eager overflows the dtype is at its end; elsewhere the kernel must be finite.
             sane = torch.stack([e[i].isfinite() for e in eager]).all(0) & truth[i].isfinite()
@@ -189,6 +199,12 @@ class Oracle:
             found = _error(kernel_results[i], truth[i], scales[i], sane)
             deviation.eager = max(deviation.eager, own)
             deviation.kernel = max(deviation.kernel, found)
+
+    def _raise_floors(self, positions: int) -> None:
+        if self._dtype is torch.float32:  # half precision sums in float32, float64 has room
+            ulps = FLOOR_ULPS[self._dtype] + min(positions, CHUNK) ** 0.5 / 4
+            for deviation in self.deviations[2:]:
+                deviation.floor = ulps * torch.finfo(self._dtype).eps
 
     def _scales(self, truth: Sequence[Tensor], problem: Problem) -> list[float]:
         """The largest element of each tensor; for biases, at least that of their weight.

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from pydantic import ValidationError
 
 from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim

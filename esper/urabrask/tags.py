@@ -71,8 +71,8 @@ def tags(
             Tag(
                 name="numerically_stable",
                 value=stress,
-                evidence=f"on very small and very large inputs its error is at most {stress:.2f} "
-                f"times eager's own; {on}",
+                evidence=f"on very small and very large inputs its error is {stress:.2f} "
+                f"times eager's own and its floor; {on}",
             )
         )
     worst = max((c.worst_ratio for c in proof.cases), default=float("inf"))
@@ -82,7 +82,7 @@ def tags(
                 name="high_precision",
                 value=worst,
                 evidence=f"over {len(proof.cases)} cases its error is at most {worst:.2f} times "
-                f"eager's own; {on}",
+                f"eager's own and its floor; {on}",
             )
         )
     return tuple(made)
