@@ -157,7 +157,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key = self.construct_object(key_node)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node)
             line = key_node.start_mark.line + 1
             if isinstance(key, str) and key in seen:
                 raise ConfigError(f"key {key!r} is given twice, on lines {seen[key]} and {line}")

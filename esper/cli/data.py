@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -186,9 +186,11 @@ def _fashion_mnist(config: DataConfig, base: Path) -> DataSet:
             for path in (folder / f"{stem}.gz", folder / stem):
                 if path.is_file():
                     raw = path.open("rb")
-                    with raw, gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw as f:
+                    packed = path.suffix == ".gz"
+                    with raw:
                         try:
-                            return read_idx(f, str(path))
+                            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
+                            return read_idx(stream, str(path))
                         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
                             raise DataMissing(f"{path}: damaged ({e}); fetch it again") from e
         raise DataMissing(

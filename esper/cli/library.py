@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.errors import NotInLibrary
-from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.library import BlueprintRecord, KernelRecord, Library
+from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 
 Record = TypeVar("Record", KernelRecord, BlueprintRecord)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -28,25 +28,27 @@ DECISIONS_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class SiteRow:
-    """One site. `alpha`, `kernel` and `gain` are None where there is none to show."""
+class SiteLine:
+    """One site. `alpha`, `kernel` and `gain` are None where there is none to show; `fossils`
+    counts the seeds that were kept there."""
 
     name: str
     state: SeedState
     alpha: float | None = None
     kernel: str | None = None
-    gain: float | None = None
     fossils: int = 0
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The run at one moment. What is not known is None, never zero.
 
-    `decisions` holds all so far, oldest first; `elapsed` is in seconds; `phase` says what is
-    going on ("growing", "control", "waiting for a first kernel").
+    `title` names the run and what it is doing; `decisions` are the last ones, oldest first;
+    `elapsed` is in seconds.
     """
 
+    title: str
     epoch: int
     epochs: int
     step: int
@@ -55,11 +57,10 @@ class Snapshot:
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     parameters: int | None = None
-    sites: tuple[SiteRow, ...] = ()
+    sites: tuple[SiteLine, ...] = ()
     depths: QueueDepths | None = None
     capacity: float | None = None
-    decisions: tuple[str, ...] = field(default=())
-    phase: str = "training"
+    decisions: tuple[str, ...] = ()
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -88,19 +89,24 @@ def _figures(s: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
+def _new(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """What came in since, where both are the last few of one growing list."""
+    for shared in range(min(len(before), len(now)), 0, -1):
+        if before[-shared:] == now[:shared]:
+            return now[shared:]
+    return now
+
+
 class LiveView:
     """Shows snapshots; a context manager. Called from the training thread, between steps.
 
     Drawing happens at most `per_second` times a second, on rich's own thread.
     """
 
-    def __init__(
-        self, title: str, console: Console | None = None, per_second: float = 4.0
-    ) -> None:
-        self.title = title
+    def __init__(self, console: Console | None = None, per_second: float = 4.0) -> None:
         self.console = console if console is not None else Console()
         self._history: list[float] = []
-        self._said = 0
+        self._decisions: tuple[str, ...] = ()
         self._epoch: tuple[str, int] | None = None
         self._live: Live | None = None
         if self.console.is_terminal:
@@ -109,9 +115,9 @@ class LiveView:
 
     def show(self, snapshot: Snapshot) -> None:
         """Show the run as it is now. Plain output says only what is new."""
-        at = (snapshot.phase, snapshot.epoch)
+        at = (snapshot.title, snapshot.epoch)
         new_epoch = at != self._epoch
-        if self._epoch is not None and self._epoch[0] != snapshot.phase:
+        if self._epoch is not None and self._epoch[0] != snapshot.title:
             self._history.clear()
         self._epoch = at
         if new_epoch and snapshot.eval_loss is not None:
@@ -121,16 +127,16 @@ class LiveView:
         else:
             self._lines(snapshot, new_epoch)
 
-    def note(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Say one line, above the panel where there is one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     # -- no terminal ----------------------------------------------------------------------
 
     def _lines(self, s: Snapshot, new_epoch: bool) -> None:
-        for decision in s.decisions[self._said:]:
-            self.note(f"[{clock(s.elapsed)}] {decision}")
-        self._said = max(self._said, len(s.decisions))
+        for decision in _new(self._decisions, s.decisions):
+            self.say(f"[{clock(s.elapsed)}] {decision}")
+        self._decisions = s.decisions
         if not new_epoch:
             return
         figures = "  ".join(f"{name} {value}" for name, value in _figures(s) if value != "-")
@@ -138,7 +144,7 @@ class LiveView:
             f"{r.name} {r.state}" + ("" if r.alpha is None else f" at {r.alpha:.2f}")
             for r in s.sites if r.state in ACTIVE
         )
-        self.note(f"[{clock(s.elapsed)}] {s.phase}: epoch {s.epoch}/{s.epochs}  {figures}"
+        self.say(f"[{clock(s.elapsed)}] {s.title}: epoch {s.epoch}/{s.epochs}  {figures}"
                   + (f"  ({sites})" if sites else ""))
 
     # -- a terminal -----------------------------------------------------------------------
@@ -148,7 +154,7 @@ class LiveView:
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(justify="right", no_wrap=True)
-        head.add_row(f"{s.phase} · epoch {s.epoch}/{s.epochs} · step {s.step:,}",
+        head.add_row(f"epoch {s.epoch}/{s.epochs} · step {s.step:,}",
                      ProgressBar(total=max(1, s.epochs), completed=s.epoch), clock(s.elapsed))
         figures = Text()
         for name, value in _figures(s):
@@ -162,9 +168,9 @@ class LiveView:
             parts.append(Text())
             parts += [Text(d, style="" if i == 0 else "dim", overflow="ellipsis", no_wrap=True)
                       for i, d in enumerate(reversed(s.decisions[-DECISIONS_SHOWN:]))]
-        return Panel(Group(*parts), title=Text(self.title), border_style="dim")
+        return Panel(Group(*parts), title=Text(s.title), border_style="dim")
 
-    def _sites(self, sites: Sequence[SiteRow]) -> Table:
+    def _sites(self, sites: Sequence[SiteLine]) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
         table.add_column("site", no_wrap=True)
         table.add_column("state", no_wrap=True, min_width=13)

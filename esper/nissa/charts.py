@@ -153,22 +153,25 @@ def line_chart(
     y_form: Format = short_number,
     x_label: str = "epoch",
     from_zero: bool = False,
+    floor: float | None = None,
 ) -> str:
     """Lines over a shared x, with marked moments. Empty where there is no finite point.
 
-    The y axis is logarithmic where the values span more than a factor of thirty.
+    The y axis is logarithmic where the values span more than a factor of eight. Below
+    `floor` the lines are cut off.
     """
     values = [v for s in series for v in s.ys if v is not None and math.isfinite(v)]
     xs = [v for s in series for v in s.xs]
     if not values or not xs:
         return ""
-    low, high = min(values), max(values)
-    log = not from_zero and low > 0 and high / low > 30
+    low, high = max(min(values), min(values) if floor is None else floor), max(values)
+    log = not from_zero and floor is None and low > 0 and high / low > 8
     if log:
         low, high = low / 1.15, high * 1.15
     else:
         room = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-        low, high = (0.0 if from_zero else low - room), high + room
+        low = 0.0 if from_zero else low if floor is not None else low - room
+        high += room
     x = Axis(min(xs), max(xs), LEFT, width - RIGHT)
     y = Axis(low, high, height - BOTTOM, TOP, log)
     parts: list[str] = []
@@ -184,7 +187,10 @@ def line_chart(
             f'<path d="M{at:.1f} {TOP - 8:g}V{height - BOTTOM:.1f}"/>'
             f'<circle cx="{at:.1f}" cy="{TOP - 10:g}" r="4"/></g>'
         )
+    # A nested svg cuts off what lies outside it, with no id that could clash in the page.
+    parts.append(f'<svg class="cut" x="0" y="0" width="{width:g}" height="{height - BOTTOM:g}">')
     parts += [_path(s, x, y) for s in series]
+    parts.append("</svg>")
     return svg(width, height, label, parts)
 
 
@@ -229,8 +235,9 @@ def step_histogram(
     x = Axis(low, high, LEFT, width - RIGHT, log=True)
     edges = np.geomspace(low, high, max(12, int(width // 14)))
     counts, _ = np.histogram(times, edges)
-    y = Axis(0, math.sqrt(counts.max()), height - BOTTOM, TOP)
-    parts: list[str] = []
+    base = height - BOTTOM - 14  # the marks have a lane of their own below the bars
+    y = Axis(0, math.sqrt(counts.max()), base, TOP)
+    parts = [f'<path class="grid" d="M{LEFT:g} {base:.1f}H{width - RIGHT:.1f}"/>']
     most = int(counts.max())
     for tick in sorted({1, *(t for t in (10, 100, 1000, 10_000, 100_000) if t < most / 2), most}):
         at = y(math.sqrt(tick))
@@ -249,7 +256,7 @@ def step_histogram(
         parts.append(f'<path class="quantile" d="M{px:.1f} {TOP - 6:g}V{y.start:.1f}"/>')
         parts.append(_text(px, TOP - 9, "tick", "middle", name))
     parts += [
-        f'<circle class="growth" cx="{x(float(s)):.1f}" cy="{y.start - 5:.1f}" r="3.5">'
+        f'<circle class="growth" cx="{x(float(s)):.1f}" cy="{base + 7:.1f}" r="3.5">'
         f"<title>a step beside a transition: {duration(float(s))}</title></circle>"
         for s in special if s > 0 and math.isfinite(s)
     ]

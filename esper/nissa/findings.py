@@ -34,7 +34,7 @@ def transitions(run: Run) -> list[Transition]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _ratio(after: float, before: float) -> str:
@@ -86,14 +86,15 @@ def _compare(run: Run, grown: EpochRow, control: EpochRow) -> tuple[str, str]:
                 f"{control.eval_loss:.4g} without.", "bad" if not math.isfinite(grown.eval_loss)
                 else "good")
     share = change / control.eval_loss if control.eval_loss else 0.0
-    loss = f"the loss from {control.eval_loss:.4g} to {grown.eval_loss:.4g} ({100 * share:+.0f} %)"
+    by = f"{100 * share:+.0f}\N{NO-BREAK SPACE}%"
+    loss = f"the loss from {control.eval_loss:.4g} to {grown.eval_loss:.4g} ({by})"
     if run.info.primary == "loss" or a is None or b is None:
         if abs(share) < SMALL_LOSS_CHANGE:
             return f"Growth made next to no difference: it moved {loss}.", "even"
         return ((f"Growth lowered {loss}.", "good") if change < 0
                 else (f"Growth did not pay: it raised {loss}.", "bad"))
     points = 100 * (a - b)
-    moved = f"from {_percent(b)} to {_percent(a)} ({points:+.1f} points)"
+    moved = f"from {_percent(b)} to {_percent(a)} ({points:+.1f}\N{NO-BREAK SPACE}points)"
     verb = "lowered" if change < 0 else "raised"
     n = run.info.eval_samples
     if n and abs(a - b) < 2 * math.sqrt((a * (1 - a) + b * (1 - b)) / n):
@@ -248,7 +249,7 @@ def _fates(run: Run) -> dict[str, list[str]]:
              if isinstance(r.payload, FieldReport) and r.payload.gain is not None}
     ends: dict[str, Transition] = {}
     for t in transitions(run):
-        if t.kernel_id is not None:
+        if t.kernel_id is not None and t.after is not SeedState.DORMANT:
             ends[t.trace_id] = t
     fates: dict[str, list[str]] = {}
     for trace, t in ends.items():

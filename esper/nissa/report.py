@@ -48,6 +48,15 @@ def write_report(run_folder: str | Path) -> Path:
     return target
 
 
+def headline(run_folder: str | Path) -> str:
+    """The report's first sentence: what growth bought, with figures.
+
+    Raises:
+        ContractError: as `write_report`.
+    """
+    return findings.headline(read_run(run_folder)).sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def _both(draw: Callable[[float], str]) -> Markup | None:
     """The chart for a desk and for a phone; the page shows one of them."""
     wide = draw(DESK)
@@ -76,6 +85,19 @@ def _marks(run: Run, rows: tuple[EpochRow, ...]) -> list[Mark]:
              f"{t.site}: {t.after} at step {t.step:,}. {t.trigger}")
         for t in findings.transitions(run) if t.after in _MARKED
     ]
+
+
+def _accuracy_floor(run: Run) -> float | None:
+    """Where the axis of accuracy starts: what both arms had passed after a tenth of the run.
+
+    The climb of the first epochs would leave a few pixels to the difference that matters.
+    """
+    late = [r.eval_accuracy for rows in _arms(run) for r in rows[len(rows) // 10:]
+            if r.eval_accuracy is not None]
+    early = [r.eval_accuracy for rows in _arms(run) for r in rows if r.eval_accuracy is not None]
+    if not late or max(late) - min(early) < 1.5 * (max(late) - min(late)):
+        return None
+    return min(late)
 
 
 def _curve(run: Run, attribute: str, label: str, **style: Any) -> Markup | None:
@@ -152,6 +174,7 @@ def _context(run: Run) -> dict[str, Any]:
     if run.summary is not None and run.summary.audit_lost:
         notes.append(f"{run.summary.audit_lost} audit records could not be written")
     grown, control = _arms(run)
+    floor = _accuracy_floor(run)
     return {
         "info": run.info,
         "headline": findings.headline(run),
@@ -161,7 +184,8 @@ def _context(run: Run) -> dict[str, Any]:
         "has_train": any(r.train_loss is not None for r in grown),
         "has_marks": bool(findings.transitions(run)),
         "accuracy": _curve(run, "eval_accuracy", "accuracy by epoch",
-                           y_form=lambda v: f"{100 * v:.3g} %"),
+                           y_form=lambda v: f"{100 * v:.3g} %", floor=floor),
+        "accuracy_floor": None if floor is None else f"{100 * floor:.0f} %",
         "loss": _curve(run, "eval_loss", "loss by epoch", with_train=True),
         "parameters": _curve(run, "parameters", "parameters by epoch", steps=True,
                              from_zero=True, height=170),

@@ -22,7 +22,7 @@ def test_digits_are_split_three_ways_without_overlap(tmp_path: Path) -> None:
     sizes = [len(s) for s in (data.train, data.holdout, data.eval)]
     assert sum(sizes) == 1797 and min(sizes) > 200
     assert data.example.shape == (2, 1, 8, 8) and data.classes == 10
-    assert 0 <= float(data.train.inputs.min()) and float(data.train.inputs.max()) == 1.0
+    assert float(data.train.inputs.min()) >= 0 and float(data.train.inputs.max()) == 1.0
     again = load_data(DataConfig(name="digits"), tmp_path / "c.yaml")
     assert torch.equal(data.eval.inputs, again.eval.inputs)
 
@@ -101,7 +101,7 @@ def test_batches_are_shuffled_anew_and_alike_for_one_seed() -> None:
     torch.rand(5)  # what others draw does not matter
     assert first == [b[1].tolist() for b in two]
     assert first != [b[1].tolist() for b in one]
-    assert sorted(sum(first, [])) == list(range(10)) and len(one) == 3
+    assert sorted(i for batch in first for i in batch) == list(range(10)) and len(one) == 3
 
 
 def test_evaluation_is_the_mean_over_samples_whatever_the_batches() -> None:

@@ -170,6 +170,11 @@ def write_run(folder: Path, control: bool = True, gain: bool = True) -> Path:
                 step = round(epoch * STEPS_PER_EPOCH)
                 growth_steps.append(step)
                 action = Action.GERMINATE if after is S.GERMINATED else Action.ADVANCE
+                if after is S.DORMANT:  # nobody commands the end of an embargo
+                    log.observe(Transition(
+                        trace_id="embargo", site=site, kernel_id=None, before=before, after=after,
+                        trigger=trigger, step=step, epoch=int(epoch)))
+                    continue
                 log.observe(Command(trace_id=trace, action=action, site=site, reason=trigger,
                                     kernel_id=k.kernel_id, blueprint_id=k.blueprint_id))
                 if after is S.ROLLED_BACK:
