@@ -1,0 +1,1 @@
+"""Tezzeret: checks blueprints without running them, and forges kernels that train."""

@@ -1,0 +1,206 @@
+"""The forge: a process that has torch and Inductor imported, and forks once per blueprint.
+
+It reads one request per line on standard input and answers with one line on standard
+output, both JSON; the artifact itself goes into the request's folder. A fork costs
+milliseconds where an import costs seconds. The forge itself never compiles, so that no
+state is carried from one blueprint to the next. Run by `worker.Forge`, as
+`python -m esper.tezzeret.forge`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, kernel_id
+from esper.leyline.blueprint import BlueprintIR, parse_blueprint
+from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteSignature
+from esper.tezzeret.pack import pack
+from esper.tezzeret.pipelines import RECIPES
+from esper.tezzeret.toolchain import toolchain
+
+ARTIFACT = "kernel.esper"
+_LIMITS = {  # of a compile; generous, they are there for what has gone wild
+    resource.RLIMIT_CPU: 900,  # seconds
+    resource.RLIMIT_FSIZE: 1 << 30,
+    resource.RLIMIT_DATA: 12 << 30,
+    resource.RLIMIT_CORE: 0,
+}
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def in_child(work: Callable[[], None], log: Path) -> Callable[[], str]:
+    """Fork and run `work` there; returns a function that waits and gives the error, or ""."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            _die_with_parent()
+            work()
+            code = 0
+        except BaseException:
+            log.write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+
+    def wait() -> str:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 0:
+            return ""
+        if log.exists():
+            return log.read_text()
+        return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    return wait
+
+
+def _library(half: Any, options: dict[str, Any], target: Path) -> None:
+    """Compile one half to a shared library at `target`; runs in a child of its own."""
+    import torch
+
+    with contextlib.redirect_stdout(sys.stderr):
+        program = half.export()
+        made = torch._inductor.aot_compile(
+            program.module(check_guards=False), program.example_inputs[0], options=options
+        )
+    if not isinstance(made, str):
+        raise TypeError(f"expected the path of a shared library, Inductor gave {made!r}")
+    os.replace(made, target)
+
+
+def _build(lowered: Any, options: dict[str, Any], folder: Path) -> str:
+    """Both halves of one variant, at the same time; the error or ""."""
+    folder.mkdir()
+    waits = [
+        in_child(lambda half=half, name=name: _library(half, options, folder / f"{name}.so"),
+                 folder / f"{name}.log")
+        for name, half in (("forward", lowered.forward), ("backward", lowered.backward))
+    ]
+    return "\n".join(filter(None, [wait() for wait in waits]))
+
+
+def _seconds(lowered: Any, folder: Path) -> float:
+    """Median time of forward plus backward at the sizes that were hinted; in a child."""
+    import torch
+
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu
+    forward, backward = (runner(str(folder / f"{n}.so"), 1) for n in ("forward", "backward"))
+    inputs = [torch.randn_like(t) if t.is_floating_point() else t
+              for t in lowered.forward.examples]
+    inputs[1] = torch.tensor(1.0)  # alpha
+    given = [torch.randn_like(t) if t.is_floating_point() else t
+             for t in lowered.backward.examples]
+    samples = []
+    for _ in range(60):
+        start = time.perf_counter()
+        for _ in range(10):
+            forward.run(inputs)
+            backward.run(given)
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples[10:])
+
+
+def _fastest(lowered: Any, folders: dict[str, Path]) -> Path:
+    """Time every variant in a fresh child each, and return the folder of the best."""
+    times: dict[str, float] = {}
+    for name, folder in folders.items():
+        note = folder / "seconds"
+        error = in_child(
+            lambda folder=folder, note=note: note.write_text(repr(_seconds(lowered, folder))),
+            folder / "timing.log",
+        )()
+        if not error:
+            times[name] = float(note.read_text())
+    if not times:
+        raise RuntimeError("no variant could be run")
+    return folders[min(times, key=lambda name: times[name])]
+
+
+def compile_here(
+    ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, folder: Path
+) -> None:
+    """Compile a blueprint and write its artifact into `folder`."""
+    from esper.tezzeret.lower import lower
+
+    started = time.perf_counter()
+    lowered = lower(ir, signature)
+    recipe = RECIPES[pipeline]
+    built: dict[str, Path] = {}
+    errors: list[str] = []
+    for index, variant in enumerate(recipe.variants):
+        place = folder / f"variant{index}"
+        error = _build(lowered, {**recipe.options, **variant.options}, place)
+        if error:
+            errors.append(f"variant {variant.name!r}: {error}")
+        else:
+            built[variant.name] = place
+    if not built:
+        raise RuntimeError("\n".join(errors))
+    best = next(iter(built.values())) if len(built) == 1 else _fastest(lowered, built)
+    inferred = infer(ir, signature)
+    tools = toolchain()
+    manifest = Manifest(
+        kernel_id=kernel_id(ir.id, signature, tools, pipeline), blueprint_id=ir.id,
+        signature=signature, pipeline=pipeline, toolchain=tools,
+        parameters=tuple(ParameterSpec(name=p.name, shape=p.shape) for p in inferred.parameters),
+        backward_inputs=lowered.backward_inputs, gradients=lowered.gradients, sha256={},
+        compile_seconds=time.perf_counter() - started, flops=inferred.flops,
+    )
+    content = pack(manifest, ir, (best / "forward.so").read_bytes(),
+                   (best / "backward.so").read_bytes())
+    (folder / ARTIFACT).write_bytes(content)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    folder = Path(request["folder"])
+
+    def work() -> None:
+        for limit, value in _LIMITS.items():
+            _, hard = resource.getrlimit(limit)
+            cap = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (cap, hard))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
+        compile_here(
+            parse_blueprint(request["blueprint"]),
+            SiteSignature.model_validate_json(request["signature"]),
+            Pipeline(request["pipeline"]), folder,
+        )
+
+    return {"error": in_child(work, folder / "error.log")()}
+
+
+def main() -> None:
+    _die_with_parent()
+    # What compilers and libraries print must not get into the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    import torch
+    import torch._inductor.compile_fx  # noqa: F401  (warm: this is what takes seconds)
+
+    import esper.tezzeret.lower  # noqa: F401
+
+    torch.set_num_threads(1)
+    answers.write(json.dumps({"ready": True}) + "\n")
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
