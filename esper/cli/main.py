@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from esper import __version__
 from esper.errors import EsperError
 
 EXIT_CODES = """exit codes:
@@ -57,21 +58,8 @@ def _library(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from esper.nissa.report import write_report
 
-    print(write_report(Path(options.run)))
+    print(write_report(Path(options.folder)))
     return 0
-
-
-class _Version(argparse.Action):
-    """Looks at the machine only when asked, so that other commands start at once."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"esper {version('esper')}")
-        except PackageNotFoundError:
-            print("esper, from a folder that is not installed")
-        parser.exit()
 
 
 def _library_parser(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         prog="esper", description="Neural networks that grow while they train.",
         epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    top.add_argument("--version", action="version", version=f"esper {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a model as a YAML file says")
     train.add_argument("config", metavar="CONFIG.yaml")
@@ -113,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     _library_parser(commands.add_parser("library", help="look at blueprints and kernels"))
     report = commands.add_parser("report", help="write report.html for a run folder")
-    report.add_argument("run", metavar="RUN", help="the folder of a run")
+    report.add_argument("folder", metavar="RUN", help="the folder of a run")
     report.set_defaults(run=_report)
     return top
 
