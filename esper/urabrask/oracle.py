@@ -81,7 +81,7 @@ def reference_kernel(ir: BlueprintIR, signature: SiteSignature) -> Kernel:
     def kernel(h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
         if mode == TRAINING:
             s = apply(ir, signature, h.detach(), params)
-            isolated: Tensor = _Isolate.apply(h, s)  # type: ignore[no-untyped-call]
+            isolated: Tensor = _Isolate.apply(h, s)
             return isolated
         s = apply(ir, signature, h if mode == FULL else h.detach(), params)
         return blend(h, s, torch.tensor(alpha, dtype=torch.float32, device=h.device))

@@ -195,7 +195,7 @@ def test_what_is_no_plain_file_is_refused_without_hanging(tmp_path: Path) -> Non
     ],
 )
 def test_another_torch_or_isa_is_refused_naming_both(
-    tmp_path: Path, changes: dict[str, str], both: list[str]
+    tmp_path: Path, changes: dict[str, Any], both: list[str]
 ) -> None:
     path, digest = _write(tmp_path, pack(_members(**changes).items()))
     with pytest.raises(ArtifactMismatch) as refusal:

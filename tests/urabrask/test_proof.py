@@ -47,7 +47,8 @@ TOKENS = BlueprintIR(
         _n("k", Op.LINEAR, "norm", out=C),
         _n("v", Op.LINEAR, "norm", out=C),
         _n("mix", Op.ATTENTION, "q", "k", "v", heads=2),
-        _n("out", Op.ADD, "mix", "h"),
+        _n("proj", Op.LINEAR, "mix", out=C, init=Init.ZERO),
+        _n("out", Op.ADD, "proj", "h"),
     ),
     output="out",
 )
@@ -57,7 +58,8 @@ MAP = BlueprintIR(
         _n("conv", Op.CONV, "h", out=C, kernel=3),
         _n("norm", Op.GROUP_NORM, "conv", groups=4),
         _n("act", Op.SILU, "norm"),
-        _n("out", Op.ADD, "act", "h"),
+        _n("down", Op.LINEAR, "act", out=C, init=Init.ZERO),
+        _n("out", Op.ADD, "down", "h"),
     ),
     output="out",
 )
@@ -148,7 +150,8 @@ def _reuses_its_buffer() -> Kernel:
             return out
         buffer = buffers.setdefault(out.shape, torch.empty_like(out))
         buffer.data.copy_(out.detach())
-        return _InPlaceOf.apply(out, buffer)
+        handed: Tensor = _InPlaceOf.apply(out, buffer)
+        return handed
 
     return kernel
 
