@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.errors import BlueprintError
-from esper.leyline.blueprint import INPUT, SPECS, BlueprintIR, Node, Op
+from esper.leyline.blueprint import INPUT, BlueprintIR, Node, Op
 from esper.leyline.shapes import Inferred, infer
 from esper.leyline.signature import SiteSignature
 
@@ -45,7 +45,7 @@ def analyse(
     inferred = infer(ir, signature)
     _within(ir, signature, inferred, budget or Budget())
     _identity_at_birth(ir)
-    _every_parameter_learns(ir)
+    _every_parameter_learns(ir, inferred)
     return inferred
 
 
@@ -68,22 +68,25 @@ def _within(
 
 
 def _zeros(ir: BlueprintIR, awake: frozenset[str] = frozenset()) -> dict[str, bool]:
-    """Which values are zero while only the nodes in `awake` have left their birth weights."""
+    """Which values are zero while only the parameters in `awake` have left their birth."""
     zero = {INPUT: False}
     for node in ir.nodes:
         inputs = [zero[i] for i in node.inputs]
-        if node.zero_at_birth and node.id not in awake:
-            zero[node.id] = True
-        elif node.op is Op.ADD:
+        weightless = node.zero_at_birth and f"{node.id}.weight" not in awake
+        # A bias of zero stays away until it has learnt; one that starts at random never does.
+        biased = node.has_bias and (not node.zero_at_birth or f"{node.id}.bias" in awake)
+        if node.op is Op.ADD:
             zero[node.id] = all(inputs)
         elif node.op is Op.MUL:
             zero[node.id] = any(inputs)
         elif node.op is Op.ATTENTION:
             zero[node.id] = inputs[2]  # a weighted mean of values that are zero
-        elif node.op in _KEEPS_ZERO or node.op in _NORMS:
-            zero[node.id] = inputs[0] and (node.op in _KEEPS_ZERO or node.id not in awake)
+        elif node.op in _NORMS:
+            zero[node.id] = inputs[0] and f"{node.id}.bias" not in awake
         elif node.op in (Op.LINEAR, Op.CONV, Op.DEPTHWISE):
-            zero[node.id] = inputs[0] and not node.has_bias
+            zero[node.id] = (inputs[0] or weightless) and not biased
+        elif node.op in _KEEPS_ZERO:
+            zero[node.id] = inputs[0] or weightless
         else:
             zero[node.id] = False
     return zero
@@ -114,41 +117,40 @@ def _gradient_flows(node: Node, index: int, zero: dict[str, bool], awake: frozen
     """Whether a gradient at `node` reaches its input number `index`."""
     if node.op is Op.MUL:
         return not zero[node.inputs[1 - index]]
-    if node.zero_at_birth and node.id not in awake:
+    if node.zero_at_birth and f"{node.id}.weight" not in awake:
         return False  # it would be multiplied by a weight of zero
     if node.op is Op.ATTENTION and index < 2:
         return not zero[node.inputs[2]]  # equal values: the weights do not matter
     return True
 
 
-def _every_parameter_learns(ir: BlueprintIR) -> None:
+def _every_parameter_learns(ir: BlueprintIR, inferred: Inferred) -> None:
     """Some parameter gets a gradient at birth; once it moved, others do; until all have.
 
-    A node whose turn never comes is dead: behind two zero layers in series, say.
+    A parameter whose turn never comes is dead: behind two zero layers in series, say. A bias
+    learns wherever a gradient arrives; a weight only where its input is not zero as well.
     """
     awake: frozenset[str] = frozenset()
-    parametric = {n.id for n in ir.nodes if SPECS[n.op].parametric}
     while True:
         zero = _zeros(ir, awake)
         live = {ir.output}
-        reached = set()
         for node in reversed(ir.nodes):
-            if node.id not in live:
-                continue
-            learns = not zero[node.inputs[0]] or node.has_bias or node.op in _NORMS
-            if node.id in parametric and learns:
-                reached.add(node.id)
-            live.update(
-                source for index, source in enumerate(node.inputs)
-                if _gradient_flows(node, index, zero, awake)
-            )
-        grown = awake | frozenset(reached)
+            if node.id in live:
+                live.update(
+                    source for index, source in enumerate(node.inputs)
+                    if _gradient_flows(node, index, zero, awake)
+                )
+        grown = awake | {
+            p.name for p in inferred.parameters
+            if p.node in live
+            and (p.name.endswith(".bias") or not zero[ir.node(p.node).inputs[0]])
+        }
         if grown == awake:
             break
         awake = grown
-    for node in ir.nodes:
-        if node.id in parametric - awake:
+    for parameter in inferred.parameters:
+        if parameter.name not in awake:
             raise BlueprintError(
-                "no gradient ever reaches its parameters; is it behind two zero layers, or "
-                "multiplied by zero?", node.id,
+                f"no gradient ever reaches {parameter.name}; is it behind two zero layers, or "
+                "multiplied by zero?", parameter.node,
             )

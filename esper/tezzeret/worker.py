@@ -75,7 +75,8 @@ class Forge:
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
-        environment = dict(os.environ, TMPDIR=str(_private_cache()), OMP_NUM_THREADS="1")
+        environment = dict(os.environ, TMPDIR=str(_private_cache()), OMP_NUM_THREADS="1",
+                           PYTHONWARNINGS="ignore::FutureWarning")
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "esper.tezzeret.forge"], env=environment, text=True,

@@ -1,0 +1,93 @@
+"""Both lowered halves, run as plain graphs in float64, equal eager and its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
+from esper.leyline.reference import apply, blend, initial_parameters
+from esper.leyline.signature import DType, SiteKind, SiteSignature
+from esper.tezzeret.lower import lower
+
+
+def chain(kind: SiteKind, *middle: Node) -> BlueprintIR:
+    """h + zero(last(...(h)))"""
+    last = middle[-1].id
+    return BlueprintIR(
+        kind=kind,
+        nodes=(*middle, Node(id="up", op=Op.LINEAR, inputs=(last,), out=C, init=Init.ZERO),
+               Node(id="sum", op=Op.ADD, inputs=("h", "up"))),
+        output="sum",
+    )
+
+
+def unary(op: Op) -> list[Node]:
+    return [Node(id="a", op=Op.LINEAR, inputs=("h",), out=Width(times=1, over=2)),
+            Node(id="b", op=op, inputs=("a",))]
+
+
+FEATURES, TOKENS, MAP = SiteKind.FEATURES, SiteKind.TOKENS, SiteKind.MAP
+QKV = [Node(id=x, op=Op.LINEAR, inputs=("h",), out=C) for x in "qkv"]
+CASES = {
+    **{f"{op}": chain(FEATURES, *unary(op)) for op in
+       (Op.RELU, Op.GELU, Op.SILU, Op.TANH, Op.SIGMOID, Op.LAYER_NORM, Op.RMS_NORM, Op.SCALE)},
+    "mul": chain(FEATURES, *unary(Op.SILU), Node(id="g", op=Op.LINEAR, inputs=("h",),
+                                                 out=Width(times=1, over=2), bias=False),
+                 Node(id="m", op=Op.MUL, inputs=("b", "g"))),
+    "attention": chain(TOKENS, *QKV, Node(id="t", op=Op.ATTENTION, inputs=("q", "k", "v"),
+                                          heads=2)),
+    "token_depthwise": chain(TOKENS, Node(id="d", op=Op.DEPTHWISE, inputs=("h",), kernel=3)),
+    "token_pool": chain(TOKENS, Node(id="p", op=Op.MEAN_POOL, inputs=("h",))),
+    "conv": chain(MAP, Node(id="c", op=Op.CONV, inputs=("h",), out=Width(times=1, over=2),
+                            kernel=3)),
+    "depthwise": chain(MAP, Node(id="d", op=Op.DEPTHWISE, inputs=("h",), kernel=5),
+                       Node(id="n", op=Op.GROUP_NORM, inputs=("d",), groups=2)),
+    "map_norms": chain(MAP, Node(id="n", op=Op.LAYER_NORM, inputs=("h",)),
+                       Node(id="r", op=Op.RMS_NORM, inputs=("n",)),
+                       Node(id="s", op=Op.SCALE, inputs=("r",))),
+    "squeeze": chain(MAP, Node(id="p", op=Op.MEAN_POOL, inputs=("h",)),
+                     Node(id="l", op=Op.LINEAR, inputs=("p",), out=C),
+                     Node(id="m", op=Op.MUL, inputs=("h", "l"))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_lowered_halves_equal_eager(name: str, causal: bool) -> None:
+    ir = CASES[name]
+    if causal and (ir.kind is not TOKENS or name == "token_pool"):
+        pytest.skip("causal sites are token sites, where positions are not pooled")
+    signature = SiteSignature(kind=ir.kind, channels=8, dtype=DType.FLOAT64, causal=causal)
+    lowered = lower(ir, signature)
+    generator = torch.Generator().manual_seed(0)
+    for batch, space, alpha in ((16, 8, 0.3), (1, 5, 1.0), (7, 3, 0.0)):
+        h = torch.randn(signature.shape(batch, space), dtype=torch.float64, generator=generator,
+                        requires_grad=True)
+        params = [torch.randn(p.shape, dtype=torch.float64, generator=generator,
+                              requires_grad=True) for p in initial_parameters(ir, signature)]
+        a = torch.tensor(alpha)
+        out = blend(h, apply(ir, signature, h, params), a)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+        expected = torch.autograd.grad(out, [h, *params], grad)
+        with torch.no_grad():
+            inputs = [h, a, *params]
+            outputs = lowered.forward.module(*inputs)
+
+            def source(key: str, inputs: list = inputs, outputs: tuple = outputs,
+                       grad: torch.Tensor = grad) -> torch.Tensor:
+                kind, _, index = key.partition(":")
+                return grad if kind == "grad" else (inputs if kind == "in" else outputs)[int(index)]
+
+            got = lowered.backward.module(*map(source, lowered.backward_inputs))
+        torch.testing.assert_close(outputs[0], out)
+        assert outputs[0].data_ptr() != h.data_ptr()
+        for index, want in zip(lowered.gradients, expected, strict=True):
+            torch.testing.assert_close(got[index], want)
+
+
+def test_weights_are_not_saved_twice() -> None:
+    """What backward needs of the forward's inputs is taken from there."""
+    lowered = lower(CASES["gelu"], SiteSignature(kind=FEATURES, channels=8))
+    assert "in:2" in lowered.backward_inputs and "in:4" in lowered.backward_inputs
+    assert sum(key.startswith("out:") for key in lowered.backward_inputs) <= 2
