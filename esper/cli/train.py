@@ -97,12 +97,14 @@ class _Recorder:
                 total = None if total is None or flops is None else total + flops
         return total
 
-    def _sites(self) -> tuple[SiteLine, ...]:
-        if self.growth is None:
+    def _sites(self, summary: EpochSummary | None) -> tuple[SiteLine, ...]:
+        if self.growth is None or summary is None:
             return ()
+        gains = {s.name: s.gain for s in summary.sites}
         return tuple(
             SiteLine(site.name, site.state, site.seed.alpha if site.seed else None,
-                     site.seed.kernel_id if site.seed else None, len(site.fossils))
+                     site.seed.kernel_id if site.seed else None, len(site.fossils),
+                     gains.get(site.name))
             for site in self.growth.sites.values()
         )
 
@@ -125,7 +127,8 @@ class _Recorder:
         self.view.show(Snapshot(
             title=f"{self.config.name}: {self.label}", epoch=epoch,
             epochs=self.config.train.epochs, step=row.step, train_loss=row.train_loss,
-            eval_loss=eval_loss, eval_accuracy=accuracy, sites=self._sites(), depths=depths,
+            eval_loss=eval_loss, eval_accuracy=accuracy, parameters=row.parameters,
+            sites=self._sites(summary), depths=depths, capacity=row.capacity,
             decisions=tuple(self.decisions[-6:]), elapsed=row.seconds,
         ))
 

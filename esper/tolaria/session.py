@@ -51,7 +51,10 @@ _INFLUENTIAL = (SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.EVALUATIN
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """What one epoch boundary saw and decided; losses in the units of the run's loss."""
+    """What one epoch boundary saw and decided; losses in the units of the run's loss.
+
+    `sites` is what the policy was shown, before its commands were carried out.
+    """
 
     epoch: int
     step: int
@@ -219,7 +222,7 @@ class Session:
             # A snapshot with a half-blended seed in it would not be one to go back to.
             self._snapshot = self._capture()
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
-                               self._statuses(measured=False), seconds, rolled_back)
+                               sites, seconds, rolled_back)
         self._publish(Event(topic=Topic.EPOCH, sender="tolaria", body={
             "epoch": summary.epoch, "step": summary.step, "train_loss": train,
             "holdout_loss": holdout, "decision_seconds": seconds}))
@@ -241,15 +244,15 @@ class Session:
             self._publish(Event(topic=Topic.COMMANDS, sender="tamiyo", body={
                 "considered": [vars(c) for c in decision.considered]}))
 
-    def _statuses(self, measured: bool = True) -> tuple[SiteStatus, ...]:
+    def _statuses(self) -> tuple[SiteStatus, ...]:
         scores: dict[str, float] = {}
         dormant = any(s.state is SeedState.DORMANT for s in self.growth.sites.values())
-        if measured and dormant and self._library is not None:
+        if dormant and self._library is not None:
             scores = site_scores(self.model, self.growth, self._loss_fn, self._holdout[0])
         result = []
         for name, site in self.growth.sites.items():
             seed, gain = site.seed, None
-            if measured and seed is not None and seed.state in _MEASURED:
+            if seed is not None and seed.state in _MEASURED:
                 evidence = counterfactual_gain(self.model, self._loss_fn, self._holdout, seed)
                 self._evidence[seed.trace_id] = evidence
                 gain = evidence[0]
