@@ -36,7 +36,7 @@ _LAZY = {
     "wrap": "esper.kasmina.growth:wrap",
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

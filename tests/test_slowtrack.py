@@ -55,7 +55,7 @@ def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
     family = [psutil.Process(supervisor), *services_of(supervisor)]
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    gone, left = psutil.wait_procs(family, timeout=15)
+    _gone, left = psutil.wait_procs(family, timeout=15)
     assert not left, [p.cmdline() for p in left]
     here = str(tmp_path)
     assert not [p for p in psutil.process_iter(["cmdline"])

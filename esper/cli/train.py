@@ -206,7 +206,9 @@ def _train_grown(
     return recorder, library
 
 
-def _train_control(config: RunConfig, config_path: Path, data: DataSet, view: LiveView) -> _Recorder:
+def _train_control(
+    config: RunConfig, config_path: Path, data: DataSet, view: LiveView
+) -> _Recorder:
     """The same host, weights, batches and epochs, never wrapped."""
     model = _fresh_model(config, config_path)
     optimizer = _optimizer(model, config.train.optimizer)

@@ -23,7 +23,6 @@ from esper.kasmina.seed import Seed
 from esper.leyline.blueprint import INPUT, Node, Op
 from esper.leyline.reference import EPS
 from esper.leyline.signature import SiteKind, SiteSignature
-from esper.leyline.lifecycle import SeedState
 
 SOURCE, WEIGHTS = "grown.py", "model.safetensors"
 
@@ -70,7 +69,8 @@ def _expression(node: Node, x: list[str], p: list[str], sig: SiteSignature) -> s
             return f"{norm}.movedim(-1, 1)" if on_map else norm
         case Op.RMS_NORM:
             inner = f"{x[0]}.movedim(1, -1)" if on_map else x[0]
-            norm = f"({inner} * torch.rsqrt({inner}.square().mean(-1, keepdim=True) + {EPS}) * {p[0]})"
+            scale = f"torch.rsqrt({inner}.square().mean(-1, keepdim=True) + {EPS})"
+            norm = f"({inner} * {scale} * {p[0]})"
             return f"{norm}.movedim(-1, 1)" if on_map else norm
         case Op.GROUP_NORM:
             return f"F.group_norm({x[0]}, {node.groups}, {p[0]}, {p[1]}, {EPS})"

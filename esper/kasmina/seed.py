@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +134,13 @@ class Seed:
 
     def _call(self, h: Tensor) -> Tensor:
         assert self.kernel is not None
+        params = cast("list[Tensor]", self.params)
         if self.forced is not None:
-            return h if self.forced == 0 else self.kernel.kernel(h, self.params, self.forced, FULL)
+            return h if self.forced == 0 else self.kernel.kernel(h, params, self.forced, FULL)
         mode = _MODE[self.state]
         if mode == TRAINING and not torch.is_grad_enabled():
             return h
-        out = self.kernel.kernel(h, self.params, self.alpha, mode)
+        out = self.kernel.kernel(h, params, self.alpha, mode)
         if self._sample:
             with torch.no_grad():
                 self._drift = (out - h).norm() / h.norm()

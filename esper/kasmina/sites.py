@@ -216,10 +216,12 @@ def suggest_sites(model: nn.Module, example: Any, *, causal: bool = False) -> li
                    and not list(modules[n].parameters())]
     layers = [n for n in fit if not list(modules[n].children())
               and list(modules[n].parameters(recurse=False))]
-    for chosen, why in ((blocks, "a repeated block"), (activations, "a hidden activation"),
-                        (layers, "a hidden layer")):
-        if chosen:
-            break
+    chosen, why = next(
+        ((names, why) for names, why in ((blocks, "a repeated block"),
+                                         (activations, "a hidden activation"),
+                                         (layers, "a hidden layer")) if names),
+        ([], ""),
+    )
     for name in chosen:
         if any(name.startswith(f"{other}.") for other in chosen):
             looked[name] = Suggestion(name, looked[name].signature, False, "inside another site")

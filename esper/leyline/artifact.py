@@ -19,7 +19,7 @@ from pydantic import Field
 from esper.leyline.base import Contract, canonical_json, content_id
 from esper.leyline.signature import SiteSignature
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # Manifest.format
 MANIFEST, BLUEPRINT, FORWARD, BACKWARD = MEMBERS = (
     "manifest.json",
     "blueprint.json",
@@ -65,7 +65,7 @@ class Manifest(Contract):
     index among backward's outputs. `sha256` holds the digest of every other member.
     """
 
-    format: Literal[1] = FORMAT_VERSION
+    format: Literal[1] = 1
     kernel_id: str
     blueprint_id: str
     signature: SiteSignature

@@ -21,7 +21,7 @@ from esper.leyline.base import Contract
 from esper.leyline.signature import SiteKind
 
 INPUT = "h"
-IR_VERSION = 1
+IR_VERSION = 1  # BlueprintIR.version
 MAX_NODES = 64
 MAX_JSON_BYTES = 64 * 1024
 
@@ -171,7 +171,7 @@ class BlueprintIR(Contract):
     forward or repeated id, a node that does not reach the output, or too many nodes.
     """
 
-    version: Literal[1] = IR_VERSION
+    version: Literal[1] = 1
     kind: SiteKind
     name: str = Field(default="", max_length=80)  # for people; not part of the meaning
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=MAX_NODES)

@@ -52,4 +52,4 @@ class Event(Contract):
     trace_id: str = Field(default_factory=lambda: new_id("tr"))
     priority: Priority = Priority.NORMAL
     schema_version: Literal[1] = 1
-    body: dict[str, Any] = {}
+    body: dict[str, Any] = Field(default_factory=dict)

@@ -66,7 +66,8 @@ def _node(node: Node, x: list[Tensor], p: list[Tensor], sig: SiteSignature) -> T
         case Op.LINEAR:
             return _linear(x[0], node, p, sig)
         case Op.CONV:
-            return F.conv2d(x[0], p[0], p[1] if len(p) > 1 else None, padding=(node.kernel or 1) // 2)
+            bias = p[1] if len(p) > 1 else None
+            return F.conv2d(x[0], p[0], bias, padding=(node.kernel or 1) // 2)
         case Op.DEPTHWISE:
             return _depthwise(x[0], node, p, sig)
         case Op.LAYER_NORM | Op.RMS_NORM:

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,14 @@ def _build(lowered: Any, options: dict[str, Any], folder: Path) -> str:
     """Both halves of one variant, at the same time; the error or ""."""
     folder.mkdir()
     waits = [
-        in_child(lambda half=half, name=name: _library(half, options, folder / f"{name}.so"),
-                 folder / f"{name}.log")
+        in_child(partial(_library, half, options, folder / f"{name}.so"), folder / f"{name}.log")
         for name, half in (("forward", lowered.forward), ("backward", lowered.backward))
     ]
     return "\n".join(filter(None, [wait() for wait in waits]))
 
 
-def _seconds(lowered: Any, folder: Path) -> float:
-    """Median time of forward plus backward at the sizes that were hinted; in a child."""
+def _time(lowered: Any, folder: Path) -> None:
+    """Write the median time of forward plus backward at the hinted sizes; in a child."""
     import torch
 
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu
@@ -114,20 +114,15 @@ def _seconds(lowered: Any, folder: Path) -> float:
             forward.run(inputs)
             backward.run(given)
         samples.append(time.perf_counter() - start)
-    return statistics.median(samples[10:])
+    (folder / "seconds").write_text(repr(statistics.median(samples[10:])))
 
 
 def _fastest(lowered: Any, folders: dict[str, Path]) -> Path:
     """Time every variant in a fresh child each, and return the folder of the best."""
     times: dict[str, float] = {}
     for name, folder in folders.items():
-        note = folder / "seconds"
-        error = in_child(
-            lambda folder=folder, note=note: note.write_text(repr(_seconds(lowered, folder))),
-            folder / "timing.log",
-        )()
-        if not error:
-            times[name] = float(note.read_text())
+        if not in_child(partial(_time, lowered, folder), folder / "timing.log")():
+            times[name] = float((folder / "seconds").read_text())
     if not times:
         raise RuntimeError("no variant could be run")
     return folders[min(times, key=lambda name: times[name])]
@@ -192,7 +187,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     import torch
-    import torch._inductor.compile_fx  # noqa: F401  (warm: this is what takes seconds)
+    import torch._inductor.compile_fx
 
     import esper.tezzeret.lower  # noqa: F401
 

@@ -130,12 +130,17 @@ def _outputs(graph: fx.GraphModule) -> list[Any]:
     return list(next(n for n in graph.graph.nodes if n.op == "output").args[0])
 
 
+def _sizes(tensor: Tensor) -> list[Any]:
+    """Its extents, symbolic ones included, which torch's type stubs do not know of."""
+    return list(tensor.shape)
+
+
 def _plan(nodes: Sequence[fx.Node]) -> tuple[list[int | tuple[int, int]], list[Tensor]]:
     """Where each input of a graph comes from: a tensor's index, or (tensor, axis) for a size."""
     tensors = [n.meta["val"] for n in nodes if isinstance(n.meta["val"], Tensor)]
     sizes: dict[Any, tuple[int, int]] = {}
     for index, tensor in enumerate(tensors):
-        for axis, size in enumerate(tensor.shape):
+        for axis, size in enumerate(_sizes(tensor)):
             if isinstance(size, torch.SymInt):
                 sizes.setdefault(size.node.expr, (index, axis))
     plan: list[int | tuple[int, int]] = []
@@ -167,7 +172,7 @@ def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
         stride = [concrete(s) for s in tensor.stride()]
         examples.append(torch.empty_strided(shape, stride, dtype=tensor.dtype).zero_())
         axes = {
-            axis: Dim.DYNAMIC for axis, size in enumerate(tensor.shape)
+            axis: Dim.DYNAMIC for axis, size in enumerate(_sizes(tensor))
             if isinstance(size, torch.SymInt) and size.node.expr.free_symbols
         }
         dynamic.append(axes or None)

@@ -18,7 +18,13 @@ from esper.kasmina.sites import suggest_sites
 from esper.leyline.command import Action
 from esper.leyline.lifecycle import SeedState
 from tests.support import (
-    HOSTS, ReadyLoader, command, germinate, mlp, stir, to_full,
+    HOSTS,
+    ReadyLoader,
+    command,
+    germinate,
+    mlp,
+    stir,
+    to_full,
 )
 
 
@@ -137,7 +143,7 @@ def test_gradient_isolation_by_state() -> None:
 
 
 def test_an_illegal_command_changes_nothing() -> None:
-    model, growth, x = wrapped("mlp")
+    _model, growth, _x = wrapped("mlp")
     germinate(growth, "1")
     with pytest.raises(IllegalTransition, match="TRAINING -> FOSSILIZED"):
         growth.obey(command(Action.FOSSILIZE, "1"))
@@ -149,7 +155,7 @@ def test_an_illegal_command_changes_nothing() -> None:
 
 
 def test_a_culled_site_rests_for_its_embargo() -> None:
-    model, growth, x = wrapped("mlp")
+    _model, growth, _x = wrapped("mlp")
     growth.embargo_epochs = 2
     told = []
     growth.observers.append(told.append)

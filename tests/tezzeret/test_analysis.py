@@ -68,9 +68,9 @@ def test_budgets_name_the_figure() -> None:
         Node(id="a", op=Op.LINEAR, inputs=("h",), out=Width(times=40)),
         linear("b", "a", init=ZERO), add("h", "b"),
     )
-    with pytest.raises(BlueprintError, match="21136 parameters, the budget at .* is 4096"):
+    with pytest.raises(BlueprintError, match=r"21136 parameters, the budget at .* is 4096"):
         analyse(wide, SIG)
-    with pytest.raises(BlueprintError, match="4 nodes in a chain, .* is 3"):
+    with pytest.raises(BlueprintError, match=r"4 nodes in a chain, .* is 3"):
         analyse(bottleneck(SiteKind.FEATURES), SIG, Budget(depth=3))
 
 

@@ -144,7 +144,7 @@ def test_a_nan_rolls_model_optimizer_random_state_and_seeds_back() -> None:
 
 
 def test_a_run_that_keeps_failing_ends_with_an_error_that_says_so() -> None:
-    session, data = make_session(max_rollbacks=2)
+    session, _data = make_session(max_rollbacks=2)
     nan = torch.tensor(float("nan"))
     assert not session.step(nan) and not session.step(nan)
     with pytest.raises(EsperError, match="rolled back 2 times"):
