@@ -5,6 +5,8 @@
 Every line that is about growth is marked; without them this is a plain PyTorch script.
 """
 
+import time
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -32,6 +34,9 @@ def main():
     with esper.SlowTrack("library"), esper.Session(  # growth
         model, optimizer, loss_fn=loss_fn, holdout=[holdout], library=library
     ) as session:
+        for _ in range(90):  # growth: a run this short would be over before the first kernel
+            if not session.catalog.kernels:
+                time.sleep(1)
         for epoch in range(1, 401):
             for batch in train[torch.randperm(len(train))].split(64):
                 optimizer.zero_grad()

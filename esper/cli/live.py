@@ -25,6 +25,7 @@ _STYLES = {
     SeedState.ROLLED_BACK: "bold red",
 }
 DECISIONS_SHOWN = 6
+SECONDS_BETWEEN_LINES = 2.0  # where there is no terminal; an epoch may take milliseconds
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class LiveView:
         self.console = console if console is not None else Console()
         self._history: list[float] = []
         self._decisions: tuple[str, ...] = ()
+        self._line_at = float("-inf")
         self._epoch: tuple[str, int] | None = None
         self._live: Live | None = None
         if self.console.is_terminal:
@@ -119,6 +121,7 @@ class LiveView:
         new_epoch = at != self._epoch
         if self._epoch is not None and self._epoch[0] != snapshot.title:
             self._history.clear()
+            self._line_at = float("-inf")
         self._epoch = at
         if new_epoch and snapshot.eval_loss is not None:
             self._history.append(snapshot.eval_loss)
@@ -137,8 +140,10 @@ class LiveView:
         for decision in _new(self._decisions, s.decisions):
             self.say(f"[{clock(s.elapsed)}] {decision}")
         self._decisions = s.decisions
-        if not new_epoch:
+        due = s.epoch in (1, s.epochs) or s.elapsed - self._line_at >= SECONDS_BETWEEN_LINES
+        if not new_epoch or not due:
             return
+        self._line_at = s.elapsed
         figures = "  ".join(f"{name} {value}" for name, value in _figures(s) if value != "-")
         sites = ", ".join(
             f"{r.name} {r.state}" + ("" if r.alpha is None else f" at {r.alpha:.2f}")

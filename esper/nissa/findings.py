@@ -58,7 +58,8 @@ def headline(run: Run) -> Headline:
         return Headline(
             f"This run has not reached its end: {_state_of(run.epochs[-1])} after epoch "
             f"{run.epochs[-1].epoch}.", "open")
-    seeds = f"{born} {'seed was' if born == 1 else 'seeds were'} tried and {kept} kept"
+    noun = "seed was" if born == 1 else "seeds were"
+    seeds = f"{born} {noun} tried, {kept} kept" if born else "no seed was tried"
     if control is None:
         why = run.summary.no_control if run.summary is not None else ""
         return Headline(

@@ -42,6 +42,17 @@ def test_a_pipe_gets_one_line_an_epoch_and_every_decision_once() -> None:
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_pipe_is_not_flooded_by_short_epochs() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=200)) as view:
+        for epoch in range(1, 101):
+            view.show(Snapshot(title="t", epoch=epoch, epochs=100, step=epoch,
+                               elapsed=0.1 * epoch, eval_loss=1.0))
+    lines = out.getvalue().splitlines()
+    assert 5 <= len(lines) <= 8
+    assert "epoch 1/100" in lines[0] and "epoch 100/100" in lines[-1]
+
+
 @pytest.mark.parametrize("width", [60, 110])
 def test_a_terminal_gets_a_panel_that_fits(width: int) -> None:
     out = io.StringIO()

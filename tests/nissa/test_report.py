@@ -64,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_what_the_folder_holds(finished: Path) -> None:
     text = report(finished).text
     for part in (
-        "Growth raised accuracy from 90.8 % to 95.8 %", "4 seeds were tried and 2 kept",
+        "Growth raised accuracy from 90.8 % to 95.8 %", "4 seeds were tried, 2 kept",
         "One seed on one data set", "1.29 times", "1,946", "1,354 alone",
         "wide inverted bottleneck", "validated", "1.62", "1.56–1.68",
         "rejected", "41 times eager's own error", "invalid blueprint", "not measured",
@@ -119,7 +119,7 @@ def _rows(losses: list[float]) -> tuple[EpochRow, ...]:
 @pytest.mark.parametrize(
     ("grown", "alone", "expected"),
     [
-        ([2.0, 1.5], [2.0, 1.0], "Nothing grew: 0 seeds were tried and 0 kept"),
+        ([2.0, 1.5], [2.0, 1.0], "Nothing grew: no seed was tried"),
         ([2.0, float("nan")], [2.0, 1.0], "Nothing grew"),
     ],
 )
