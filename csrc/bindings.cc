@@ -1,0 +1,52 @@
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "blend.h"
+#include "seed_kernel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+esper::Mode ToMode(int64_t mode) {
+  TORCH_CHECK_VALUE(mode >= 0 && mode <= 2, "mode is ", mode,
+                    "; it must be 0 (TRAINING), 1 (GRAFTING) or 2 (FULL)");
+  return static_cast<esper::Mode>(mode);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native part of esper. Use it through esper.kasmina.native and .blend, which "
+            "check that this library was built for the torch that is running.";
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+
+  py::class_<esper::SeedKernel, c10::intrusive_ptr<esper::SeedKernel>>(
+      m, "SeedKernel", "A kernel compiled ahead of time, run as one node of the autograd graph.")
+      .def(py::init([](const std::string& forward_so, const std::string& backward_so,
+                       const std::vector<std::string>& backward_inputs,
+                       std::vector<int64_t> gradients, const std::string& device) {
+             py::gil_scoped_release no_gil;
+             return c10::make_intrusive<esper::SeedKernel>(
+                 forward_so, backward_so, backward_inputs, std::move(gradients), device);
+           }),
+           py::arg("forward_so"), py::arg("backward_so"), py::arg("backward_inputs"),
+           py::arg("gradients"), py::arg("device") = "cpu")
+      .def(
+          "__call__",
+          [](esper::SeedKernel& self, const at::Tensor& h, const std::vector<at::Tensor>& params,
+             double alpha, int64_t mode) { return self.Run(h, params, alpha, ToMode(mode)); },
+          py::arg("h"), py::arg("params"), py::arg("alpha"), py::arg("mode"), NoGil());
+
+  m.def("blend", &esper::Blend, py::arg("h"), py::arg("s"), py::arg("alpha"), NoGil(),
+        "h + alpha * (s - h) in one pass, with autograd.");
+#ifdef ESPER_WITH_CUDA
+  m.attr("with_cuda") = true;
+#else
+  m.attr("with_cuda") = false;
+#endif
+}

@@ -1,0 +1,152 @@
+#include "seed_kernel.h"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include <ATen/ops/full.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+#ifdef ESPER_WITH_CUDA
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cuda.h>
+#endif
+
+#include "seed_node.h"
+
+namespace esper {
+namespace {
+
+constexpr const char* kConvention =
+    "an input of the backward is \"in:I\" (forward input), \"out:K\" (forward output) or "
+    "\"grad\"; compile the kernel again with the compiler of this version";
+
+std::unique_ptr<torch::inductor::AOTIModelContainerRunner> Open(
+    const std::string& path, const at::Device& device) {
+  if (device.is_cpu()) {
+    return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(path);
+  }
+#ifdef ESPER_WITH_CUDA
+  if (device.is_cuda()) {
+    const auto slash = path.find_last_of('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash);
+    return std::make_unique<torch::inductor::AOTIModelContainerRunnerCuda>(
+        path, 1, device.str(), folder);
+  }
+#endif
+  TORCH_CHECK_VALUE(false, "a kernel was asked for on device ", device,
+                    ", but this extension runs kernels on cpu",
+#ifdef ESPER_WITH_CUDA
+                    " and cuda; choose one of them");
+#else
+                    " only; install esper where nvcc and a CUDA build of torch are");
+#endif
+}
+
+// Compiled code calls back into torch's operators. An autocast that surrounds the training step
+// must not reach those: it would change the types that the code was compiled for.
+std::vector<at::Tensor> RunModel(
+    torch::inductor::AOTIModelContainerRunner& model, const at::Device& device,
+    std::vector<at::Tensor> inputs, size_t wanted, const char* half) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::OptionalDeviceGuard on_device;
+  if (!device.is_cpu()) on_device.reset_device(inputs.front().device());
+  auto outputs = model.boxed_run(std::move(inputs));
+  TORCH_CHECK(outputs.size() >= wanted, "the kernel's ", half, " returned ", outputs.size(),
+              " tensors, its manifest needs at least ", wanted,
+              "; manifest and code do not belong together: compile the kernel again");
+  return outputs;
+}
+
+}  // namespace
+
+Source Source::Parse(const std::string& text, size_t forward_inputs) {
+  if (text == "grad") return {Kind::kGradOutput, 0};
+  const bool is_input = text.rfind("in:", 0) == 0;
+  const bool is_output = text.rfind("out:", 0) == 0;
+  TORCH_CHECK_VALUE(is_input || is_output, "cannot read ", text, ": ", kConvention);
+  size_t index = 0;
+  const char* const first = text.data() + (is_input ? 3 : 4);
+  const char* const last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(first, last, index);
+  TORCH_CHECK_VALUE(error == std::errc() && end == last && first != last, "cannot read ", text,
+                    ": ", kConvention);
+  if (!is_input) return {Kind::kForwardOutput, index};
+  TORCH_CHECK_VALUE(index < forward_inputs, "the backward asks for ", text,
+                    ", the forward has ", forward_inputs, " inputs; ", kConvention);
+  return {Kind::kForwardInput, index};
+}
+
+at::Tensor AlphaCache::Get(double alpha, at::Device device) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  at::Tensor& slot = alpha == 1.0 ? one_ : current_;
+  if (!slot.defined() || slot.device() != device || (alpha != 1.0 && value_ != alpha)) {
+    // Made under inference_mode it could never be saved for a backward, and it outlives the call.
+    c10::InferenceMode off(false);
+    slot = at::full({}, alpha, at::TensorOptions().dtype(at::kFloat).device(device));
+    if (alpha != 1.0) value_ = alpha;
+  }
+  return slot;
+}
+
+SeedKernel::SeedKernel(
+    const std::string& forward_so,
+    const std::string& backward_so,
+    const std::vector<std::string>& backward_inputs,
+    std::vector<int64_t> gradients,
+    const std::string& device)
+    : gradients_(std::move(gradients)), device_(device) {
+  TORCH_CHECK_VALUE(!gradients_.empty(),
+                    "gradients is empty; it has one entry for h and one for each parameter");
+  for (const auto index : gradients_) {
+    TORCH_CHECK_VALUE(index >= -1, "gradients holds ", index,
+                      "; an entry is an index of a backward output, or -1 for none");
+    backward_outputs_ = std::max(backward_outputs_, static_cast<size_t>(index + 1));
+  }
+  const size_t forward_inputs = gradients_.size() + 1;  // h and the parameters, and alpha
+  for (const auto& text : backward_inputs) {
+    sources_.push_back(Source::Parse(text, forward_inputs));
+    if (sources_.back().kind == Source::Kind::kForwardOutput) {
+      forward_outputs_ = std::max(forward_outputs_, sources_.back().index + 1);
+    }
+  }
+  forward_ = Open(forward_so, device_);
+  backward_ = Open(backward_so, device_);
+}
+
+std::vector<at::Tensor> SeedKernel::RunForward(std::vector<at::Tensor> inputs) {
+  return RunModel(*forward_, device_, std::move(inputs), forward_outputs_, "forward");
+}
+
+std::vector<at::Tensor> SeedKernel::RunBackward(std::vector<at::Tensor> inputs) {
+  return RunModel(*backward_, device_, std::move(inputs), backward_outputs_, "backward");
+}
+
+void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params,
+                             double alpha, Mode mode) const {
+  // Compiled code does not look at what it is given: a wrong device or element type would be
+  // read as if it were right.
+  TORCH_CHECK_VALUE(params.size() + 1 == gradients_.size(), "the kernel has ",
+                    gradients_.size() - 1, " parameters, ", params.size(),
+                    " were given; pass the parameters made from its manifest, in that order");
+  TORCH_CHECK_VALUE(h.device().type() == device_.type(), "the kernel runs on ", device_,
+                    ", h is on ", h.device(), "; choose a kernel for that device");
+  for (const auto& param : params) {
+    TORCH_CHECK_VALUE(param.device() == h.device() && param.scalar_type() == h.scalar_type(),
+                      "h is ", h.scalar_type(), " on ", h.device(), ", a parameter is ",
+                      param.scalar_type(), " on ", param.device(),
+                      "; move the seed with its host, and call it outside of autocast");
+  }
+  TORCH_CHECK_VALUE(mode == Mode::kTraining || (alpha >= 0.0 && alpha <= 1.0), "alpha is ",
+                    alpha, "; it must be within 0 and 1");
+}
+
+at::Tensor SeedKernel::Run(const at::Tensor& h, const std::vector<at::Tensor>& params,
+                           double alpha, Mode mode) {
+  CheckInputs(h, params, alpha, mode);
+  if (mode != Mode::kTraining && alpha == 0.0) return h;
+  return ApplySeed(h, params, c10::intrusive_ptr<SeedKernel>::reclaim_copy(this), alpha, mode);
+}
+
+}  // namespace esper

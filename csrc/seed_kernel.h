@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
+
+namespace esper {
+
+// What a call does to output and gradients. The values are part of the Python interface.
+enum class Mode : int64_t {
+  kTraining = 0,  // out is h; parameters learn as at alpha = 1; g_h = g_out
+  kGrafting = 1,  // out is the blend; g_h = (1 - alpha) * g_out: the seed's input is detached
+  kFull = 2,      // out is the blend; every gradient comes from the compiled backward
+};
+
+// One input of the compiled backward.
+struct Source {
+  enum class Kind { kForwardInput, kForwardOutput, kGradOutput };
+
+  // Reads "in:I", "out:K" or "grad". Throws c10::ValueError on anything else.
+  static Source Parse(const std::string& text, size_t forward_inputs);
+
+  Kind kind;
+  size_t index;  // unused for kGradOutput
+};
+
+// The 0-dim float32 tensors in which alpha is handed to compiled code.
+//
+// Invariant: a tensor once handed out is never written to. Nodes of an autograd graph keep it
+// until their backward, so a new value gets a new tensor. TRAINING always asks for 1, so that
+// value has its own place and does not evict the schedule's.
+//
+// Thread-safe.
+class AlphaCache {
+ public:
+  at::Tensor Get(double alpha, at::Device device);
+
+ private:
+  std::mutex mutex_;
+  at::Tensor one_;      // guarded by mutex_; undefined until first asked for
+  at::Tensor current_;  // guarded by mutex_; undefined until first asked for
+  double value_ = 0;    // guarded by mutex_; what current_ holds
+};
+
+// A forward and a backward compiled ahead of time, run as one node of the autograd graph.
+//
+//   forward:  [h, alpha, *params]      -> [out, *saved]
+//   backward: as `backward_inputs` says -> gradients, picked by `gradients`
+//
+// `gradients` has one entry for h and one for each parameter: the index of its gradient among
+// the outputs of the backward, or -1 for none.
+//
+// Invariants: everything but the alpha cache is fixed at construction. The graph's nodes hold a
+// reference to the kernel they were made by, so its machine code stays mapped until the last
+// backward that may need it has run, whoever else has let go of the kernel.
+//
+// Thread-safe: any thread may call Run, and backward runs on whatever thread autograd chooses.
+// Calls on one kernel wait for one another inside the runner, which keeps one model instance.
+// No method may be called with the GIL held: kernels run for long.
+class SeedKernel : public torch::CustomClassHolder {
+ public:
+  // Opens both libraries. `device` is "cpu", "cuda" or "cuda:N".
+  // Throws c10::ValueError for a convention that cannot hold, c10::Error for a library that
+  // cannot be opened.
+  SeedKernel(
+      const std::string& forward_so,
+      const std::string& backward_so,
+      const std::vector<std::string>& backward_inputs,
+      std::vector<int64_t> gradients,
+      const std::string& device);
+
+  // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
+  // has to be computed, the very tensor `h` is returned.
+  at::Tensor Run(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
+                 Mode mode);
+
+  // The two halves, below autograd. `inputs` are consumed.
+  std::vector<at::Tensor> RunForward(std::vector<at::Tensor> inputs);
+  std::vector<at::Tensor> RunBackward(std::vector<at::Tensor> inputs);
+
+  const std::vector<Source>& sources() const { return sources_; }
+  const std::vector<int64_t>& gradients() const { return gradients_; }
+  AlphaCache& alphas() { return alphas_; }
+
+ private:
+  using Runner = torch::inductor::AOTIModelContainerRunner;
+
+  void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
+                   Mode mode) const;
+
+  const std::vector<int64_t> gradients_;
+  const at::Device device_;
+  std::vector<Source> sources_;
+  size_t forward_outputs_ = 1;   // at least this many are needed
+  size_t backward_outputs_ = 0;  // at least this many are needed
+  std::unique_ptr<Runner> forward_;
+  std::unique_ptr<Runner> backward_;
+  AlphaCache alphas_;
+};
+
+}  // namespace esper

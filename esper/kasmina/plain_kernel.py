@@ -1,0 +1,202 @@
+"""`SeedKernel` without the extension: the same contract by way of torch.autograd.Function.
+
+Slower per call (each node is made by Python), equal in every result; one contract suite runs
+over both (tests/kasmina/test_native.py). Inductor is not imported: torch's own runner is used.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRAINING, GRAFTING, FULL = 0, 1, 2
+
+_CONVENTION = (
+    'an input of the backward is "in:I" (forward input), "out:K" (forward output) or "grad"; '
+    "compile the kernel again with the compiler of this version"
+)
+_SECOND = (
+    "a second derivative was asked for (create_graph=True) through a compiled seed; its "
+    "backward is compiled too and has no derivative. Leave create_graph off, or cull the seed "
+    "first"
+)
+
+
+class _Alphas:
+    """0-dim tensors of alpha. One handed out is never written to: autograd may have saved it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[bool, tuple[float, Tensor]] = {}
+
+    def get(self, alpha: float, device: torch.device) -> Tensor:
+        one = alpha == 1.0  # TRAINING's value has its own place beside the schedule's
+        with self._lock:
+            held = self._made.get(one)
+            if held is None or held[0] != alpha or held[1].device != device:
+                # Made under inference_mode it could not be saved, and it outlives the call.
+                with torch.inference_mode(False):
+                    held = alpha, torch.full((), alpha, dtype=torch.float32, device=device)
+                self._made[one] = held
+            return held[1]
+
+
+def _parse(text: str, forward_inputs: int) -> tuple[str, int]:
+    if text == "grad":
+        return "grad", 0
+    match = re.fullmatch(r"(in|out):([0-9]+)", text)
+    if match is None:
+        raise ValueError(f"cannot read {text}: {_CONVENTION}")
+    if match[1] == "in" and int(match[2]) >= forward_inputs:
+        raise ValueError(
+            f"the backward asks for {text}, the forward has {forward_inputs} inputs; {_CONVENTION}"
+        )
+    return match[1], int(match[2])
+
+
+def _runner(path: str, device: str) -> Any:
+    kind = torch.device(device).type
+    runners: Any = torch._C._aoti
+    if kind == "cpu":
+        return runners.AOTIModelContainerRunnerCpu(path, 1)
+    if kind == "cuda" and hasattr(runners, "AOTIModelContainerRunnerCuda"):
+        return runners.AOTIModelContainerRunnerCuda(path, 1, device)
+    raise ValueError(
+        f"a kernel was asked for on device {device}, but this torch runs kernels on cpu"
+        f"{' and cuda' if hasattr(runners, 'AOTIModelContainerRunnerCuda') else ' only'}; "
+        "choose one of them, or install a torch built for the device"
+    )
+
+
+class SeedKernel:
+    """A forward and a backward compiled ahead of time; arguments as in `native.open_kernel`."""
+
+    def __init__(
+        self,
+        forward_so: str,
+        backward_so: str,
+        backward_inputs: list[str],
+        gradients: list[int],
+        device: str = "cpu",
+    ) -> None:
+        if not gradients:
+            raise ValueError(
+                "gradients is empty; it has one entry for h and one for each parameter"
+            )
+        if min(gradients) < -1:
+            raise ValueError(
+                f"gradients holds {min(gradients)}; an entry is an index of a backward output, "
+                "or -1 for none"
+            )
+        self.gradients = tuple(gradients)
+        self.sources = [_parse(text, len(gradients) + 1) for text in backward_inputs]
+        self.alphas = _Alphas()
+        self._device = torch.device(device)
+        self._outputs = 1 + max((i for kind, i in self.sources if kind == "out"), default=0)
+        self._forward = _runner(forward_so, device)
+        self._backward = _runner(backward_so, device)
+
+    def __call__(self, h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
+        self._check(h, params, alpha, mode)
+        if mode != TRAINING and alpha == 0.0:
+            return h
+        grad = torch.is_grad_enabled()
+        learns = grad and any(p.requires_grad for p in params)
+        if mode == TRAINING and not learns:
+            return h
+        if not learns and not (grad and h.requires_grad):
+            with torch.no_grad():
+                return self.run_forward(self.inputs(h, params, alpha, mode))[0]
+        out: Tensor = _SeedFunction.apply(self, alpha, mode, h, *params)
+        return out
+
+    def inputs(
+        self, h: Tensor, params: list[Tensor], alpha: float, mode: int
+    ) -> list[Tensor]:
+        """The forward's inputs; contiguous, for that is what it was compiled for."""
+        alpha_tensor = self.alphas.get(1.0 if mode == TRAINING else alpha, h.device)
+        return [h.contiguous(), alpha_tensor, *(p.contiguous() for p in params)]
+
+    def run_forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(self._forward, inputs, self._outputs, "forward")
+
+    def run_backward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(self._backward, inputs, 1 + max(self.gradients), "backward")
+
+    def _run(self, runner: Any, inputs: list[Tensor], wanted: int, half: str) -> list[Tensor]:
+        # An autocast around the step must not reach the operators that compiled code calls.
+        with torch.autocast(self._device.type, enabled=False):
+            outputs: list[Tensor] = runner.run(inputs)
+        if len(outputs) < wanted:
+            raise RuntimeError(
+                f"the kernel's {half} returned {len(outputs)} tensors, its manifest needs at "
+                f"least {wanted}; manifest and code do not belong together: compile the kernel "
+                "again"
+            )
+        return outputs
+
+    def _check(self, h: Tensor, params: list[Tensor], alpha: float, mode: int) -> None:
+        if mode not in (TRAINING, GRAFTING, FULL):
+            raise ValueError(
+                f"mode is {mode}; it must be 0 (TRAINING), 1 (GRAFTING) or 2 (FULL)"
+            )
+        # Compiled code does not look at what it is given, so a mistake is caught here or never.
+        if len(params) + 1 != len(self.gradients):
+            raise ValueError(
+                f"the kernel has {len(self.gradients) - 1} parameters, {len(params)} were given; "
+                "pass the parameters made from its manifest, in that order"
+            )
+        if h.device.type != self._device.type:
+            raise ValueError(
+                f"the kernel runs on {self._device}, h is on {h.device}; choose a kernel for "
+                "that device"
+            )
+        for p in params:
+            if p.device != h.device or p.dtype != h.dtype:
+                raise ValueError(
+                    f"h is {h.dtype} on {h.device}, a parameter is {p.dtype} on {p.device}; move "
+                    "the seed with its host, and call it outside of autocast"
+                )
+        if mode != TRAINING and not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha is {alpha}; it must be within 0 and 1")
+
+
+class _SeedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: SeedKernel, alpha: float, mode: int, h: Tensor, *params: Tensor
+    ) -> Tensor:
+        inputs = kernel.inputs(h, list(params), alpha, mode)
+        outputs = kernel.run_forward(inputs)
+        pools = {"in": inputs, "out": outputs}
+        ctx.save_for_backward(*(pools[kind][i] for kind, i in kernel.sources if kind != "grad"))
+        ctx.call = kernel, alpha, mode
+        # An input that is returned unchanged comes out as an alias with this node behind it.
+        return h if mode == TRAINING else outputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_SECOND)
+        kernel, alpha, mode = ctx.call
+        needs = ctx.needs_input_grad[3:]
+        result: list[Tensor | None] = [None] * len(needs)
+        first = 0 if mode == FULL else 1
+        if any(needs[first:]):
+            saved = iter(ctx.saved_tensors)
+            outputs = kernel.run_backward(
+                [grad.contiguous() if kind == "grad" else next(saved)
+                 for kind, _ in kernel.sources]
+            )
+            for i, pick in enumerate(kernel.gradients):
+                if i >= first and pick >= 0 and needs[i]:
+                    result[i] = outputs[pick]
+        if needs[0] and mode == TRAINING:
+            result[0] = grad
+        elif needs[0] and mode == GRAFTING:
+            result[0] = torch.zeros_like(grad) if alpha == 1.0 else grad * (1.0 - alpha)
+        return None, None, None, *result
