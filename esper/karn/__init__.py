@@ -1,0 +1,1 @@
+"""Karn: invents blueprints, and breeds what did well."""

@@ -1,0 +1,97 @@
+"""Karn's loop: keep a few blueprints waiting for every signature somebody asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from collections import defaultdict
+
+from esper.errors import EsperError, QueueFull
+from esper.karn.mutate import mutate
+from esper.karn.templates import templates_for
+from esper.leyline.events import Priority
+from esper.leyline.library import BlueprintRecord, Library
+from esper.leyline.lifecycle import BlueprintStatus
+from esper.leyline.signature import SiteSignature
+
+log = logging.getLogger(__name__)
+EXPLORATION = 0.25  # share of parents drawn at random, so that no family takes over
+TOURNAMENT = 3  # candidates per parent; the fittest is taken
+TEMPLATE_INTEREST, MUTANT_INTEREST = 0.6, 0.4
+
+
+def _fitness(library: Library, signature: SiteSignature) -> dict[str, float]:
+    """By blueprint: mean gain in the field (as a share of the loss), plus a little for speed."""
+    gains: dict[str, list[float]] = defaultdict(list)
+    for report in library.reports():
+        if report.gain is not None and report.loss_before:
+            gains[report.blueprint_id].append(report.gain / abs(report.loss_before))
+    fitness = {b: sum(g) / len(g) for b, g in gains.items()}
+    for kernel in library.kernels(signature=signature):
+        speed = kernel.report.speedup if kernel.report is not None else None
+        if speed is not None:
+            known = fitness.get(kernel.blueprint_id, 0.0)
+            fitness[kernel.blueprint_id] = known + 0.01 * math.log(speed)
+    return fitness
+
+
+def _parent(
+    library: Library, signature: SiteSignature, known: list[BlueprintRecord], rng: random.Random
+) -> BlueprintRecord | None:
+    sound = [b for b in known if b.status is not BlueprintStatus.INVALID]
+    if not sound:
+        return None
+    if rng.random() < EXPLORATION:
+        return rng.choice(sound)
+    fitness = _fitness(library, signature)
+    contenders = [rng.choice(sound) for _ in range(TOURNAMENT)]
+    return max(contenders, key=lambda b: fitness.get(b.blueprint_id, 0.0))
+
+
+def invent(library: Library, signature: SiteSignature, rng: random.Random, name: str) -> bool:
+    """Submit one new blueprint for `signature`; False where nothing new came to mind.
+
+    Raises:
+        QueueFull: the library has enough to do.
+    """
+    known = library.blueprints(signature)
+    ids = {b.blueprint_id for b in known}
+    for ir in templates_for(signature):
+        if ir.id not in ids:
+            library.submit(ir, signature, author=f"{name}/template", interest=TEMPLATE_INTEREST)
+            return True
+    parent = _parent(library, signature, known, rng)
+    mutant = mutate(parent.ir, signature, rng, ids) if parent is not None else None
+    if parent is None or mutant is None:
+        return False
+    library.submit(mutant, signature, author=f"{name}/mutant", interest=MUTANT_INTEREST,
+                   priority=Priority.EXPERIMENTAL, parents=(parent.blueprint_id,))
+    return True
+
+
+def run(
+    library: Library,
+    stop: threading.Event,
+    *,
+    seed: int = 0,
+    poll_seconds: float = 1.0,
+    target_depth: int = 4,
+    name: str = "karn",
+) -> None:
+    """Serve until `stop` is set, keeping `target_depth` blueprints waiting per signature."""
+    rng = random.Random(seed)
+    while not stop.is_set():
+        try:
+            for signature in library.signatures():
+                waiting = sum(b.status is BlueprintStatus.UNVALIDATED
+                              for b in library.blueprints(signature))
+                for _ in range(target_depth - waiting):
+                    if stop.is_set() or not invent(library, signature, rng, name):
+                        break
+        except QueueFull as e:
+            log.info("waiting: %s", e)
+        except EsperError:
+            log.exception("the library did not answer")
+        stop.wait(poll_seconds)

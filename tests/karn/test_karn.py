@@ -1,0 +1,103 @@
+"""Templates and mutants: valid, harmless at birth, able to learn; and the service."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper.errors import BlueprintError
+from esper.karn import service
+from esper.karn.mutate import mutate
+from esper.karn.templates import TEMPLATES, templates_for
+from esper.leyline.reference import apply, initial_parameters
+from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteKind, SiteSignature
+from esper.tezzeret.analysis import Budget, analyse
+from esper.urza.library import LocalLibrary
+
+GENEROUS = Budget(parameters_per_cc=64, minimum_parameters=1 << 16)
+SIGNATURES = [
+    SiteSignature(kind=kind, channels=c, causal=causal)
+    for kind in SiteKind for c in (4, 12, 100)
+    for causal in ((False, True) if kind is SiteKind.TOKENS else (False,))
+]
+
+
+def test_there_are_enough_templates_and_all_have_names() -> None:
+    assert sum(map(len, TEMPLATES.values())) >= 12
+    for signature in SIGNATURES:
+        named = [ir.name for ir in templates_for(signature)]
+        assert len(named) == len(set(named)) >= 5
+
+
+@pytest.mark.parametrize("signature", SIGNATURES, ids=str)
+def test_templates_equal_their_input_at_birth_and_all_of_them_learns(
+    signature: SiteSignature,
+) -> None:
+    torch.manual_seed(0)
+    for ir in templates_for(signature):
+        analyse(ir, signature, GENEROUS)
+        h = torch.randn(signature.shape(3, 5))
+        params = [p.requires_grad_() for p in initial_parameters(ir, signature)]
+        assert torch.equal(apply(ir, signature, h, params), h), ir.name
+        moved = [False] * len(params)
+        target = torch.randn_like(h)
+        for _ in range(3):
+            loss = (apply(ir, signature, h, params) - target).square().mean()
+            grads = torch.autograd.grad(loss, params)
+            for i, g in enumerate(grads):
+                moved[i] |= bool(g.abs().sum() > 0)
+            with torch.no_grad():
+                for p, g in zip(params, grads, strict=True):
+                    p -= 0.5 * g
+        names = [p.name for p in infer(ir, signature).parameters]
+        assert all(moved), (ir.name, dict(zip(names, moved, strict=True)))
+
+
+def test_mutants_are_new_valid_and_harmless_at_birth() -> None:
+    rng, refused, made = random.Random(0), 0, 0
+    for signature in SIGNATURES:
+        known = {ir.id for ir in templates_for(signature)}
+        pool = templates_for(signature)
+        for _ in range(15):
+            mutant = mutate(rng.choice(pool), signature, rng, known)
+            assert mutant is not None and mutant.id not in known
+            known.add(mutant.id)
+            pool.append(mutant)
+            infer(mutant, signature)
+            h = torch.randn(signature.shape(2, 4))
+            params = initial_parameters(mutant, signature)
+            assert torch.equal(apply(mutant, signature, h, params), h)
+            made += 1
+            try:
+                analyse(mutant, signature, GENEROUS)
+            except BlueprintError:
+                refused += 1
+    assert refused < made / 5, "most of what is invented should be worth compiling"
+
+
+def test_the_service_keeps_the_queue_filled_and_records_parents(tmp_path: Path) -> None:
+    library, stop = LocalLibrary(tmp_path), threading.Event()
+    signature = SiteSignature(kind=SiteKind.FEATURES, channels=12)
+    library.register_signature(signature)
+    thread = threading.Thread(
+        target=service.run, args=(library, stop),
+        kwargs={"poll_seconds": 0.01, "target_depth": 8},
+    )
+    thread.start()
+    end = time.monotonic() + 10
+    while len(library.blueprints()) < 8 and time.monotonic() < end:
+        time.sleep(0.02)
+    stop.set()
+    thread.join(5)
+    records = library.blueprints(signature)
+    assert len(records) == 8 == library.depths().karn_to_tezzeret
+    templates = {ir.id for ir in templates_for(signature)}
+    mutants = [r for r in records if r.blueprint_id not in templates]
+    assert len(mutants) == 8 - len(templates)
+    assert all(r.parents and r.author == "karn/mutant" for r in mutants)
