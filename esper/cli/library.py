@@ -118,8 +118,14 @@ def _list_blueprints(
     table.add_column("reason", overflow="fold")
     for b in found:
         table.add_row(_short(b.blueprint_id), b.ir.name or "-", str(b.signature), b.author,
-                      _status(b.status), f"{b.interest:.2f}", b.reason or "-")
+                      _status(b.status), f"{b.interest:.2f}", _first_line(b.reason))
     console.print(table if found else "no blueprint matches")
+
+
+def _first_line(reason: str) -> str:
+    """A reason may bring a compiler's output with it; `show` has the whole of it."""
+    lines = reason.splitlines()
+    return lines[0][:160] if lines else "-"
 
 
 def _one(kind: str, wanted: str, records: Sequence[Record], ids: Sequence[str]) -> Record | None:

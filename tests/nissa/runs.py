@@ -117,7 +117,8 @@ def _kernels(rng: np.random.Generator) -> tuple[list[KernelRecord], list[Bluepri
             kernel_id="", accepted=True, proof=(case,), measurements=ms,
             tags=(*tags, Tag(name="small", evidence="parameters", value=280)),
             hardware=HARDWARE, seconds=9.5), KernelStatus.VALIDATED))
-    why = "gradient of first.weight is 41 times eager's own error at batch 7, space 5"
+    why = ("gradient of first.weight is 41 times eager's own error at batch 7, space 5\n"
+           "frame #0: what the runtime had to say about it")
     kernels.append(kernel(irs[3], ValidationReport(
         kernel_id="", accepted=False, reason=why, seconds=2.1,
         proof=(case.model_copy(update={"passed": False, "worst_ratio": 41.0}),)),
