@@ -115,7 +115,7 @@ def _caveats(run: Run, grown: EpochRow, control: EpochRow) -> tuple[str, ...]:
     per_epoch = run.info.samples_per_epoch
     spent = run.summary.grown.training_flops(per_epoch)
     alone = run.summary.control.training_flops(per_epoch)
-    if spent is not None and alone:
+    if spent is not None and alone and abs(spent / alone - 1) > 0.005:
         notes.append(
             f"The host alone had the same epochs, not the same compute: training took "
             f"{short_number(spent)}FLOP with growth and {short_number(alone)}FLOP without "

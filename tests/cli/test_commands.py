@@ -83,6 +83,13 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"esper {esper.__version__}\n")
 
 
+def test_doctor_looks_at_this_machine() -> None:
+    pytest.importorskip("esper.doctor")
+    done = esper_command("doctor")
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout and esper.__version__ in done.stdout
+
+
 def test_help_says_the_exit_codes() -> None:
     done = esper_command("--help")
     assert done.returncode == 0 and "exit codes:" in done.stdout and "130" in done.stdout
