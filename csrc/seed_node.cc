@@ -24,7 +24,7 @@ struct Call : torch::CustomClassHolder {
   const Mode mode;
 };
 
-variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, const variable_list& params,
+variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, at::TensorList params,
                             double alpha, Mode mode) {
   variable_list inputs;
   inputs.reserve(params.size() + 2);
@@ -37,8 +37,9 @@ variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, const varia
 // Only what the backward reads is saved, through SavedVariable: that is what notices an in-place
 // change between forward and backward, honours saved-tensor hooks, and frees early.
 struct SeedNode : torch::autograd::Function<SeedNode> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h,
-                            const variable_list& params, const c10::intrusive_ptr<Call>& call) {
+  // `params` is a TensorList and not a vector: autograd looks for variables in the former only.
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, at::TensorList params,
+                            const c10::intrusive_ptr<Call>& call) {
     SeedKernel& kernel = *call->kernel;
     variable_list inputs = ForwardInputs(kernel, h, params, call->alpha, call->mode);
     variable_list outputs = kernel.RunForward(inputs);
@@ -105,7 +106,7 @@ at::Tensor ApplySeed(const at::Tensor& h, const variable_list& params,
   if (!learns && !(grad && h.requires_grad())) {
     return kernel->RunForward(ForwardInputs(*kernel, h, params, alpha, mode))[0];
   }
-  return SeedNode::apply(h, params, c10::make_intrusive<Call>(kernel, alpha, mode));
+  return SeedNode::apply(h, at::TensorList(params), c10::make_intrusive<Call>(kernel, alpha, mode));
 }
 
 }  // namespace esper
