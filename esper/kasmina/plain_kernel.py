@@ -6,6 +6,7 @@ over both (tests/kasmina/test_native.py). Inductor is not imported: torch's own 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from typing import Any
@@ -64,7 +65,8 @@ def _runner(path: str, device: str) -> Any:
     if kind == "cpu":
         return runners.AOTIModelContainerRunnerCpu(path, 1)
     if kind == "cuda" and hasattr(runners, "AOTIModelContainerRunnerCuda"):
-        return runners.AOTIModelContainerRunnerCuda(path, 1, device)
+        # The last one: where it looks for cubins that are not embedded.
+        return runners.AOTIModelContainerRunnerCuda(path, 1, device, os.path.dirname(path))
     raise ValueError(
         f"a kernel was asked for on device {device}, but this torch runs kernels on cpu"
         f"{' and cuda' if hasattr(runners, 'AOTIModelContainerRunnerCuda') else ' only'}; "

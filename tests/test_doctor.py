@@ -1,0 +1,127 @@
+"""The doctor answers on every machine, above all on one where something is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esper import doctor
+from esper.doctor import Check
+from esper.kasmina import native
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find(checks: list[Check], name: str) -> Check:
+    return next(check for check in checks if check.name.startswith(name))
+
+
+def test_looks_at_everything_and_knows_this_interpreter() -> None:
+    checks = doctor.collect()
+    assert [check.name.split(" (")[0] for check in checks] == [
+        "python", "torch", "CUDA build", "nvcc", "C++ compiler", "ISA", "extension", "triton",
+        "idle scheduling", "cores",
+    ]
+    assert sys.executable in find(checks, "python").found
+    assert find(checks, "torch").ok
+    assert all(check.hint for check in checks if not check.ok)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        checks[0].ok = False  # type: ignore[misc]
+
+
+def test_a_hint_is_shown_only_where_it_helps() -> None:
+    text = doctor.render([
+        Check("one", "fine", True, "not to be seen"),
+        Check("second", "gone", False, "bring it back"),
+    ])
+    assert text.splitlines() == [
+        "ok  one     fine", "!!  second  gone", "            bring it back",
+    ]
+    assert doctor.render([]) == ""
+
+
+def child(program: str, **env: str) -> list[Check]:
+    """What a fresh process with `program` run first collects."""
+    code = (
+        f"{program}\n"
+        "import dataclasses, json\n"
+        "from esper.doctor import collect, render\n"
+        "render()\n"
+        "print(json.dumps([dataclasses.asdict(c) for c in collect()]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True, text=True, timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Check(**one) for one in json.loads(done.stdout)]
+
+
+def test_answers_without_torch() -> None:
+    checks = child("import sys; sys.modules['torch'] = None")
+    assert not find(checks, "torch").ok
+    assert "pip install torch" in find(checks, "torch").hint
+    assert not find(checks, "extension").ok
+
+
+def test_answers_with_a_torch_that_does_not_load(tmp_path: Path) -> None:
+    broken = tmp_path / "torch"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise OSError('libtorch.so: no such file')")
+    check = find(child(f"import sys; sys.path.insert(0, {str(tmp_path)!r})"), "torch")
+    assert not check.ok
+    assert "libtorch.so: no such file" in check.found
+
+
+def test_finds_no_compilers_on_an_empty_path(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path), "CXX": "g++"}
+    checks = child("", **environment)
+    assert find(checks, "nvcc").found == "not found"
+    assert not find(checks, "C++ compiler").ok
+
+
+def test_a_compiler_that_fails_is_not_found(tmp_path: Path) -> None:
+    program = tmp_path / "g++"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    checks = child("", CXX=str(program))
+    assert not find(checks, "C++ compiler").ok
+
+
+needs_extension = pytest.mark.skipif(
+    native.library_path() is None, reason="the extension is not built here"
+)
+
+
+@needs_extension
+def test_says_that_the_extension_is_turned_off() -> None:
+    check = find(child("", **{native.DISABLE: "1"}), "extension")
+    assert not check.ok
+    assert native.DISABLE in check.found and native.DISABLE in check.hint
+
+
+@needs_extension
+def test_tells_what_a_foreign_extension_was_built_for() -> None:
+    checks = child(
+        "import dataclasses\n"
+        "from esper.kasmina import native\n"
+        "read = native.read_build_info\n"
+        "native.read_build_info = lambda p: dataclasses.replace(read(p), torch='1.0.0')"
+    )
+    check = find(checks, "extension")
+    assert not check.ok
+    assert "torch 1.0.0" in check.found and "pip install" in check.hint
+
+
+def test_a_machine_without_an_extension_is_told_how_to_build_it() -> None:
+    check = find(
+        child("from esper.kasmina import native\nnative.library_path = lambda: None"), "extension"
+    )
+    assert not check.ok
+    assert "not built" in check.found and "pip install" in check.hint
