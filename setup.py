@@ -68,17 +68,18 @@ def site_folders() -> list[Path]:
 
 def find_torch() -> Torch | None:
     for folder in site_folders():
-        text = folder / "torch" / "version.py"
-        if not (text.is_file() and (folder / "torch/lib/libtorch_python.so").is_file()):
+        root = folder / "torch"
+        if not ((root / "version.py").is_file() and (root / "lib/libtorch_python.so").is_file()):
             continue
-        source = text.read_text()
+        source = (root / "version.py").read_text()
         version = re.search(r"^__version__ = ['\"](.+?)['\"]", source, re.M)
         cuda = re.search(r"^cuda[^=\n]*= ['\"](.+?)['\"]", source, re.M)
         if version is None:
             continue
-        cmake = folder / "torch/share/cmake/Torch/TorchConfig.cmake"
-        abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=(\d)", cmake.read_text() if cmake.exists() else "")
-        return Torch(folder / "torch", version[1], cuda[1] if cuda else None, abi[1] if abi else "1")
+        cmake = root / "share/cmake/Torch/TorchConfig.cmake"
+        config = cmake.read_text() if cmake.is_file() else ""
+        abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=(\d)", config)
+        return Torch(root, version[1], cuda and cuda[1], abi[1] if abi else "1")
     return None
 
 

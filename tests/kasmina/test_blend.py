@@ -28,7 +28,8 @@ def _face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.randn(shape).to(dtype).requires_grad_(), torch.randn(shape).to(dtype).requires_grad_()
+    h, s = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    return h.requires_grad_(), s.requires_grad_()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
