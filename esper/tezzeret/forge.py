@@ -14,8 +14,10 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -72,6 +74,20 @@ def in_child(work: Callable[[], None], log: Path) -> Callable[[], str]:
     return wait
 
 
+def _keep_maps_symbolic() -> None:
+    """Let the backward of a convolution be called for any height and width.
+
+    Inductor's lowering of it compares strides as concrete numbers, in search of a layout for
+    its GPU templates, and thereby pins the map's size to that of the example. On a CPU it
+    ends in ATen's own operator in any case, so it is sent there directly.
+    """
+    import torch
+    from torch._inductor.lowering import fallback_handler, lowerings
+
+    operator = torch.ops.aten.convolution_backward.default
+    lowerings[operator] = fallback_handler(operator, add_to_fallback_set=False)
+
+
 def _library(half: Any, options: dict[str, Any], target: Path) -> None:
     """Compile one half to a shared library at `target`; runs in a child of its own."""
     import torch
@@ -83,6 +99,9 @@ def _library(half: Any, options: dict[str, Any], target: Path) -> None:
         )
     if not isinstance(made, str):
         raise TypeError(f"expected the path of a shared library, Inductor gave {made!r}")
+    # Symbols that only a debugger reads are a third of the file, and opening reads it all.
+    if (strip := shutil.which("strip")) is not None:
+        subprocess.run([strip, "--strip-unneeded", made], check=True, timeout=60)
     os.replace(made, target)
 
 
@@ -192,6 +211,7 @@ def main() -> None:
     import esper.tezzeret.lower  # noqa: F401
 
     torch.set_num_threads(1)
+    _keep_maps_symbolic()
     answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")

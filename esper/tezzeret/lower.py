@@ -166,15 +166,23 @@ def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
     def concrete(size: Any) -> int:
         return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
+    # Axes that were one symbol in the joint graph must stay one in each half: a convolution's
+    # backward checks nothing, and would be compiled for sizes that never meet.
+    named: dict[Any, Any] = {}
     examples, dynamic = [], []
     for tensor in tensors:
         shape = [concrete(s) for s in tensor.shape]
         stride = [concrete(s) for s in tensor.stride()]
         examples.append(torch.empty_strided(shape, stride, dtype=tensor.dtype).zero_())
-        axes = {
-            axis: Dim.DYNAMIC for axis, size in enumerate(_sizes(tensor))
-            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols
-        }
+        axes: dict[int, Any] = {}
+        for axis, size in enumerate(_sizes(tensor)):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.free_symbols:
+                continue
+            symbol = size.node.expr
+            if symbol.is_Symbol:
+                axes[axis] = named.setdefault(symbol, Dim(f"size{len(named)}", min=1))
+            else:
+                axes[axis] = Dim.AUTO  # a product, of batch and length say
         dynamic.append(axes or None)
     return Half(_Tensors(graph, plan, keep), tuple(examples), tuple(dynamic))
 

@@ -43,7 +43,8 @@ def _kept_alive(library: Library, claim: BlueprintClaim) -> Iterator[None]:
 
 
 def forge_one(
-    library: Library, claim: BlueprintClaim, forge: Forge, pipeline: Pipeline | None = None
+    library: Library, claim: BlueprintClaim, forge: Forge, stop: threading.Event,
+    pipeline: Pipeline | None = None,
 ) -> str:
     """Carry one claimed blueprint to its end; returns what became of it, for the log."""
     record = claim.record
@@ -58,6 +59,9 @@ def forge_one(
         with _kept_alive(library, claim):
             artifact = forge.compile(record.ir, record.signature, chosen)
     except (BlueprintError, CompileError) as e:
+        if isinstance(e, CompileError) and stop.is_set():
+            library.release(claim)  # the forge was ended with us; the blueprint is not to blame
+            return "given back: the service is stopping"
         library.reject_blueprint(claim, str(e))
         return f"refused: {str(e).strip().splitlines()[-1]}"
     kernel = library.complete_blueprint(claim, artifact)
@@ -91,7 +95,7 @@ def run(
                 stop.wait(poll_seconds)
                 continue
             try:
-                outcome = forge_one(library, claim, forge, pipeline)
+                outcome = forge_one(library, claim, forge, stop, pipeline)
             except StaleClaim:
                 outcome = "lost: the lease was over"
             except QueueFull as e:
