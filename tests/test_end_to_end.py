@@ -39,16 +39,16 @@ x = torch.randn(512, 16)
 y = (x[:, :4].square().sum(1) > x[:, 4:8].square().sum(1)).long()
 model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2))
 esper.wrap(model, sites=["1"], example=x[:2])
-optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 records = []
 loss_fn = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
 library = LocalLibrary(Path(sys.argv[1]))
 policy = esper.HeuristicPolicy(start=1, every=1, max_growths=1)
 session = esper.Session(model, optimizer, loss_fn=loss_fn, holdout=[(x[384:], y[384:])],
                         library=library, policy=policy, observers=[records.append])
-session.growth.graft_steps = 12
+session.growth.graft_steps = 48
 session._watch.refresh()  # do not race the polling thread
-batches = [(x[i:i + 32], y[i:i + 32]) for i in range(0, 384, 32)]
+batches = [(x[i:i + 8], y[i:i + 8]) for i in range(0, 384, 8)]
 trainer = esper.Trainer(model, optimizer, loss_fn, batches, session)
 trainer.fit(20)
 session.close()

@@ -299,5 +299,6 @@ def _open_code(artifact: Artifact) -> Kernel:
             list(manifest.backward_inputs),
             list(manifest.gradients),
             manifest.signature.device,
+            manifest.signature.dtype.value,
         )
         return kernel

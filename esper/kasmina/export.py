@@ -73,7 +73,7 @@ def _expression(node: Node, x: list[str], p: list[str], sig: SiteSignature) -> s
             norm = f"({inner} * {scale} * {p[0]})"
             return f"{norm}.movedim(-1, 1)" if on_map else norm
         case Op.GROUP_NORM:
-            return f"F.group_norm({x[0]}, {node.groups}, {p[0]}, {p[1]}, {EPS})"
+            return f"torch.group_norm({x[0]}, {node.groups}, {p[0]}, {p[1]}, {EPS})"
         case Op.RELU | Op.GELU | Op.SILU:
             return f"F.{node.op}({x[0]})"
         case Op.TANH | Op.SIGMOID:

@@ -128,6 +128,7 @@ def open_kernel(
     backward_inputs: list[str],
     gradients: list[int],
     device: str,
+    dtype: str = "float32",
 ) -> Kernel:
     """Open a compiled pair as `kernel(h, params, alpha, mode) -> Tensor`.
 
@@ -138,6 +139,8 @@ def open_kernel(
         gradients: for h, then for each parameter: index of its gradient among the outputs of
             the backward, -1 for none.
         device: "cpu", "cuda" or "cuda:N".
+        dtype: element type of h and the parameters, by its torch name. A call with another is
+            refused: compiled code would take its bytes for the type it was made for.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -145,9 +148,11 @@ def open_kernel(
     """
     native = extension()
     if native is not None and (device == "cpu" or native.with_cuda):
-        made: Any = native.SeedKernel(forward_so, backward_so, backward_inputs, gradients, device)
+        make: Any = native.SeedKernel
     else:
         from esper.kasmina.plain_kernel import SeedKernel
 
-        made = SeedKernel(forward_so, backward_so, backward_inputs, gradients, device)
-    return cast("Kernel", made)
+        make = SeedKernel
+    return cast(
+        "Kernel", make(forward_so, backward_so, backward_inputs, gradients, device, dtype)
+    )

@@ -26,6 +26,11 @@ _SECOND = (
     "first"
 )
 
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
+
 
 class _Alphas:
     """0-dim tensors of alpha. One handed out is never written to: autograd may have saved it."""
@@ -84,6 +89,7 @@ class SeedKernel:
         backward_inputs: list[str],
         gradients: list[int],
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
         if not gradients:
             raise ValueError(
@@ -94,10 +100,15 @@ class SeedKernel:
                 f"gradients holds {min(gradients)}; an entry is an index of a backward output, "
                 "or -1 for none"
             )
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"dtype is {dtype}; it must be float32, float64, bfloat16 or float16"
+            )
         self.gradients = tuple(gradients)
         self.sources = [_parse(text, len(gradients) + 1) for text in backward_inputs]
         self.alphas = _Alphas()
         self._device = torch.device(device)
+        self._dtype = _DTYPES[dtype]
         self._outputs = 1 + max((i for kind, i in self.sources if kind == "out"), default=0)
         self._forward = _runner(forward_so, device)
         self._backward = _runner(backward_so, device)
@@ -163,6 +174,13 @@ class SeedKernel:
                     f"h is {h.dtype} on {h.device}, a parameter is {p.dtype} on {p.device}; move "
                     "the seed with its host, and call it outside of autocast"
                 )
+        # Agreement with the parameters is not enough: a model that is converted as a whole takes
+        # its seeds' parameters along, and float32 code would read beyond the end of a half h.
+        if h.dtype != self._dtype:
+            raise ValueError(
+                f"the kernel is compiled for {self._dtype}, h is {h.dtype}; choose a kernel for "
+                "that type, or convert the model before it grows"
+            )
         if mode != TRAINING and not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}; it must be within 0 and 1")
 

@@ -73,7 +73,8 @@ def _node(node: Node, x: list[Tensor], p: list[Tensor], sig: SiteSignature) -> T
         case Op.LAYER_NORM | Op.RMS_NORM:
             return _over_channels(x[0], node, p, sig)
         case Op.GROUP_NORM:
-            return F.group_norm(x[0], node.groups or 1, p[0], p[1], EPS)
+            # Not F.group_norm, which refuses a group of one value; here that is its bias.
+            return torch.group_norm(x[0], node.groups or 1, p[0], p[1], EPS)
         case Op.RELU:
             return F.relu(x[0])
         case Op.GELU:
