@@ -56,7 +56,7 @@ def _python() -> Check:
 def _torch() -> Check:
     try:
         import torch
-    except ImportError as e:
+    except (ImportError, OSError) as e:  # OSError: torch is there, its libraries are not
         missing = importlib.util.find_spec("torch") is None
         found = "not installed" if missing else f"cannot be imported: {e}"
         return Check("torch", found, False, "install torch 2.7 or later, then esper again")
@@ -70,7 +70,7 @@ def _torch() -> Check:
 def _cuda() -> Check:
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):
         return Check("cuda", "not known without torch", None)
     if torch.version.cuda is None:
         return Check("cuda", "torch is built for CPU only", None)
@@ -127,7 +127,7 @@ def _extension() -> Check:
         return Check("extension", "not built; kernels are called through Python", False, rebuild)
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):
         return Check("extension", f"built ({library.name}), not loaded: no torch", False,
                      "install torch")
     info = native.read_build_info(library)

@@ -1,12 +1,35 @@
-"""What every test gets: the same random numbers each time."""
+"""Fixtures that several rooms share."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    import torch
+@pytest.fixture(scope="session")
+def feature_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real artifact for a features site of 32 channels, compiled once per test session.
 
-    torch.manual_seed(0)
+    Takes tens of seconds and a C++ compiler: tests that use it are marked slow.
+    """
+    from esper.leyline.artifact import Pipeline
+    from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
+    from esper.leyline.signature import SiteKind, SiteSignature
+    from esper.tezzeret.compile import compile_artifact
+
+    ir = BlueprintIR(
+        kind=SiteKind.FEATURES,
+        nodes=(
+            Node(id="norm", op=Op.LAYER_NORM, inputs=("h",)),
+            Node(id="up", op=Op.LINEAR, inputs=("norm",), out=Width(times=2)),
+            Node(id="act", op=Op.RELU, inputs=("up",)),
+            Node(id="down", op=Op.LINEAR, inputs=("act",), out=C, init=Init.ZERO),
+            Node(id="out", op=Op.ADD, inputs=("down", "h")),
+        ),
+        output="out",
+    )
+    site = SiteSignature(kind=SiteKind.FEATURES, channels=32)
+    path = tmp_path_factory.mktemp("artifact") / "features.esper"
+    path.write_bytes(compile_artifact(ir, site, pipeline=Pipeline.FAST))
+    return path

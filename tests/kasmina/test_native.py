@@ -19,6 +19,11 @@ TRAINING, GRAFTING, FULL = 0, 1, 2
 ANY = pytest.mark.parametrize("mode", [TRAINING, GRAFTING, FULL])
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def face(name: str) -> Any:
     if name == "python":
         return plain_kernel.SeedKernel
@@ -206,6 +211,23 @@ def test_wrong_calls(kernel: Any, change: dict[str, Any], message: str) -> None:
     params = parameters()[: change.get("params", 4)]
     with pytest.raises(ValueError, match=message):
         kernel(h, params, change.get("alpha", 0.5), change.get("mode", FULL))
+
+
+@pytest.mark.slow
+@ANY
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_converted_as_a_whole_is_refused(
+    kernel: Any, mode: int, dtype: torch.dtype
+) -> None:
+    h, params = torch.randn(4, CHANNELS, dtype=dtype), parameters(dtype)
+    with pytest.raises(ValueError, match=r"compiled for .*; choose a kernel for that type"):
+        kernel(h, params, 0.5, mode)
+
+
+@pytest.mark.parametrize("name", ["extension", "python"])
+def test_an_element_type_that_no_kernel_has(name: str) -> None:
+    with pytest.raises(ValueError, match="dtype is int8"):
+        face(name)("no.so", "no.so", ["grad"], [0], "cpu", "int8")
 
 
 @pytest.mark.parametrize("name", ["extension", "python"])
