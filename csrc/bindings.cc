@@ -29,13 +29,14 @@ PYBIND11_MODULE(_C, m) {
       m, "SeedKernel", "A kernel compiled ahead of time, run as one node of the autograd graph.")
       .def(py::init([](const std::string& forward_so, const std::string& backward_so,
                        const std::vector<std::string>& backward_inputs,
-                       std::vector<int64_t> gradients, const std::string& device) {
+                       std::vector<int64_t> gradients, const std::string& device,
+                       const std::string& dtype) {
              py::gil_scoped_release no_gil;
              return c10::make_intrusive<esper::SeedKernel>(
-                 forward_so, backward_so, backward_inputs, std::move(gradients), device);
+                 forward_so, backward_so, backward_inputs, std::move(gradients), device, dtype);
            }),
            py::arg("forward_so"), py::arg("backward_so"), py::arg("backward_inputs"),
-           py::arg("gradients"), py::arg("device") = "cpu")
+           py::arg("gradients"), py::arg("device") = "cpu", py::arg("dtype") = "float32")
       .def(
           "__call__",
           [](esper::SeedKernel& self, const at::Tensor& h, const std::vector<at::Tensor>& params,

@@ -44,6 +44,15 @@ std::unique_ptr<torch::inductor::AOTIModelContainerRunner> Open(
 #endif
 }
 
+at::ScalarType ParseDtype(const std::string& text) {
+  if (text == "float32") return at::kFloat;
+  if (text == "float64") return at::kDouble;
+  if (text == "bfloat16") return at::kBFloat16;
+  if (text == "float16") return at::kHalf;
+  TORCH_CHECK_VALUE(false, "dtype is ", text,
+                    "; it must be float32, float64, bfloat16 or float16");
+}
+
 // Compiled code calls back into torch's operators. An autocast that surrounds the training step
 // must not reach those: it would change the types that the code was compiled for.
 std::vector<at::Tensor> RunModel(
@@ -95,8 +104,9 @@ SeedKernel::SeedKernel(
     const std::string& backward_so,
     const std::vector<std::string>& backward_inputs,
     std::vector<int64_t> gradients,
-    const std::string& device)
-    : gradients_(std::move(gradients)), device_(device) {
+    const std::string& device,
+    const std::string& dtype)
+    : gradients_(std::move(gradients)), device_(device), dtype_(ParseDtype(dtype)) {
   TORCH_CHECK_VALUE(!gradients_.empty(),
                     "gradients is empty; it has one entry for h and one for each parameter");
   for (const auto index : gradients_) {
@@ -138,6 +148,11 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
                       param.scalar_type(), " on ", param.device(),
                       "; move the seed with its host, and call it outside of autocast");
   }
+  // Agreement with the parameters is not enough: a model that is converted as a whole takes its
+  // seeds' parameters along, and float32 code would then read beyond the end of a half h.
+  TORCH_CHECK_VALUE(h.scalar_type() == dtype_, "the kernel is compiled for ", dtype_, ", h is ",
+                    h.scalar_type(),
+                    "; choose a kernel for that type, or convert the model before it grows");
   TORCH_CHECK_VALUE(mode == Mode::kTraining || (alpha >= 0.0 && alpha <= 1.0), "alpha is ",
                     alpha, "; it must be within 0 and 1");
 }

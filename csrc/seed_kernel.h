@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/ScalarType.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
 namespace esper {
@@ -65,7 +66,8 @@ class AlphaCache {
 // No method may be called with the GIL held: kernels run for long.
 class SeedKernel : public torch::CustomClassHolder {
  public:
-  // Opens both libraries. `device` is "cpu", "cuda" or "cuda:N".
+  // Opens both libraries. `device` is "cpu", "cuda" or "cuda:N"; `dtype` is the element type of
+  // h and the parameters: "float32", "float64", "bfloat16" or "float16".
   // Throws c10::ValueError for a convention that cannot hold, c10::Error for a library that
   // cannot be opened.
   SeedKernel(
@@ -73,7 +75,8 @@ class SeedKernel : public torch::CustomClassHolder {
       const std::string& backward_so,
       const std::vector<std::string>& backward_inputs,
       std::vector<int64_t> gradients,
-      const std::string& device);
+      const std::string& device,
+      const std::string& dtype);
 
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
   // has to be computed, the very tensor `h` is returned.
@@ -96,6 +99,7 @@ class SeedKernel : public torch::CustomClassHolder {
 
   const std::vector<int64_t> gradients_;
   const at::Device device_;
+  const at::ScalarType dtype_;
   std::vector<Source> sources_;
   size_t forward_outputs_ = 1;   // at least this many are needed
   size_t backward_outputs_ = 0;  // at least this many are needed
