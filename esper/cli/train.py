@@ -152,21 +152,24 @@ def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
 
 def _wait_for_a_kernel(session: Session, seconds: float, view: LiveView) -> None:
     """Give a new library the time to prove its first kernel; an old one is ready at once."""
+    if seconds and not session.catalog.kernels:
+        view.say(f"waiting for a first kernel to be proved, at most {seconds:.0f} s")
     end = time.monotonic() + seconds
     while not session.catalog.kernels and time.monotonic() < end:
-        view.say(f"waiting for a first kernel, at most {end - time.monotonic():.0f} s more")
-        time.sleep(1.0)
+        time.sleep(0.2)
 
 
 def _train_grown(
-    config: RunConfig, config_path: Path, data: DataSet, run_log: RunLog, view: LiveView,
-) -> tuple[_Recorder, Library]:
+    config: RunConfig, config_path: Path, data: DataSet, info: RunInfo, run_log: RunLog,
+    view: LiveView,
+) -> _Recorder:
     model = _fresh_model(config, config_path)
     optimizer = _optimizer(model, config.train.optimizer)
     wrap(model, config.growth.sites, example=data.example, causal=config.growth.causal)
     growth = growth_of(model)
     growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
     growth.embargo_epochs, growth.seed = config.growth.embargo_epochs, config.seed
+    run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
     library = LocalLibrary(Path(config.library.path))
     with ExitStack() as stack:
         if config.slow_track.enabled:
@@ -203,7 +206,7 @@ def _train_grown(
         run_log.kernels(
             [k for s in signatures for k in library.kernels(signature=s)],
             [b for s in signatures for b in library.blueprints(s)])
-    return recorder, library
+    return recorder
 
 
 def _train_control(
@@ -231,18 +234,20 @@ def run(config: RunConfig, config_path: Path) -> int:
     folder = fresh_folder(config.folder)
     started = time.monotonic()
     with RunLog(folder) as run_log, LiveView() as view:
-        run_log.begin(RunInfo(
+        info = RunInfo(
             name=config.name, seed=config.seed, config=config.model_dump(mode="json"),
             versions={"esper": esper.__version__, "torch": str(torch.__version__),
                       "numpy": version("numpy")},
             hardware=_hardware(), metric="cross entropy", samples_per_epoch=len(data.train),
-            eval_samples=data.eval.targets.numel()))
+            primary="loss" if data.task == "language" else "accuracy",
+            eval_samples=data.eval.targets.numel())
         control, reason = None, "compare is off in the configuration"
         if config.growth.enabled:
-            grown, _ = _train_grown(config, config_path, data, run_log, view)
+            grown = _train_grown(config, config_path, data, info, run_log, view)
             if config.compare:
                 control = _train_control(config, config_path, data, view)
         else:
+            run_log.begin(info)
             grown, reason = _train_control(config, config_path, data, view), "growth is off"
         run_log.finish(RunSummary(
             grown=Arm(label=grown.label, epochs=tuple(grown.rows)),
