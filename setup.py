@@ -87,6 +87,13 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def runtime_version(folder: Path) -> str | None:
+    """CUDA version, "13.0" say, of the runtime headers in `folder`."""
+    header = folder / "cuda_runtime_api.h"
+    found = re.search(r"CUDART_VERSION\s+(\d+)", header.read_text()) if header.exists() else None
+    return f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}" if found else None
+
+
 def find_cuda(torch: Torch) -> Cuda | None:
     """What is needed to build the CUDA sources, or None after one line that says why not."""
     if torch.cuda is None or os.environ.get("ESPER_CUDA") == "0":
@@ -104,7 +111,10 @@ def find_cuda(torch: Torch) -> Cuda | None:
     # torch's CUDA headers include those of cusparse and others; where torch comes from wheels
     # they are in the nvidia wheels beside it, wherever the toolkit is.
     roots = [*sorted(torch.folder.parent.glob("nvidia/*")), Path(home)]
-    includes = tuple(root / "include" for root in roots if (root / "include").is_dir())
+    folders = [root / "include" for root in roots if (root / "include").is_dir()]
+    # Runtime headers of nvcc's own version come first: those of another minor are refused by
+    # the toolkit's. What the toolkit lacks is found in the wheels after it.
+    includes = tuple(sorted(folders, key=lambda f: runtime_version(f) != version[1]))
     libraries = [root / lib for root in roots for lib in ("lib", "lib64")]
     runtimes = [file for lib in libraries for file in sorted(lib.glob("libcudart.so*"))]
     if not runtimes or not any((folder / "cuda_runtime.h").is_file() for folder in includes):

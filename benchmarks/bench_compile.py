@@ -34,7 +34,7 @@ def forge() -> Any:
         for pipeline in (Pipeline.FAST, Pipeline.STANDARD):
             start = time.perf_counter()
             warm.compile(template(signature), signature, pipeline)
-            print(f"\nfirst {pipeline} compile of this process: {time.perf_counter() - start:.1f} s")
+            print(f"\nfirst {pipeline} compile: {time.perf_counter() - start:.1f} s")
         yield warm
 
 

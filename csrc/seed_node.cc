@@ -28,7 +28,10 @@ variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, at::TensorL
                             double alpha, Mode mode) {
   variable_list inputs;
   inputs.reserve(params.size() + 2);
-  inputs.push_back(h.contiguous());  // kernels are compiled for contiguous inputs
+  // Kernels are compiled for contiguous inputs. In TRAINING the caller gets h itself back, and
+  // what it does to it next (an in-place activation, say) must not reach what was saved here.
+  inputs.push_back(mode == Mode::kTraining ? h.detach().clone(at::MemoryFormat::Contiguous)
+                                           : h.contiguous());
   inputs.push_back(kernel.alphas().Get(mode == Mode::kTraining ? 1.0 : alpha, h.device()));
   for (const auto& param : params) inputs.push_back(param.contiguous());
   return inputs;

@@ -130,7 +130,13 @@ class SeedKernel:
     def inputs(
         self, h: Tensor, params: list[Tensor], alpha: float, mode: int
     ) -> list[Tensor]:
-        """The forward's inputs; contiguous, for that is what it was compiled for."""
+        """The forward's inputs; contiguous, for that is what it was compiled for.
+
+        In TRAINING the caller gets h itself back, and what it does to it next (an in-place
+        activation, say) must not reach what was saved here.
+        """
+        if mode == TRAINING:
+            h = h.detach().clone(memory_format=torch.contiguous_format)
         alpha_tensor = self.alphas.get(1.0 if mode == TRAINING else alpha, h.device)
         return [h.contiguous(), alpha_tensor, *(p.contiguous() for p in params)]
 

@@ -138,7 +138,9 @@ class Seed:
         if self.forced is not None:
             return h if self.forced == 0 else self.kernel.kernel(h, params, self.forced, FULL)
         mode = _MODE[self.state]
-        if mode == TRAINING and not torch.is_grad_enabled():
+        if mode == TRAINING and (h.requires_grad or not torch.is_grad_enabled()):
+            if torch.is_grad_enabled():
+                self._learn_aside(h, params)
             return h
         out = self.kernel.kernel(h, params, self.alpha, mode)
         if self._sample:
@@ -146,6 +148,28 @@ class Seed:
                 self._drift = (out - h).norm() / h.norm()
             self._sample = False
         return out
+
+    def _learn_aside(self, h: Tensor, params: list[Tensor]) -> None:
+        """Learn from the gradient that arrives at h, while h itself goes on as it is.
+
+        The seed runs on a copy of h, as at alpha = 1; its own backward is started by a hook on
+        h. So the very tensor of the host is what its next layer sees, in-place ones included,
+        and whatever fails here stays here.
+        """
+        assert self.kernel is not None
+        out = self.kernel.kernel(h.detach().clone(), params, 1.0, FULL)
+
+        def deliver(gradient: Tensor) -> None:
+            try:
+                grads = torch.autograd.grad(out, params, gradient)
+            except Exception as e:
+                self.failure = KernelFailure(
+                    f"kernel {self.kernel_id} at {self.site.name!r}, backward: {e}")
+                return
+            for parameter, grad in zip(params, grads, strict=True):
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+
+        h.register_hook(deliver)
 
     # -- lifecycle ------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.kasmina.growth import Growth
 from esper.kasmina.seed import Seed
 from esper.kasmina.sites import first_tensor, undisturbed
+from esper.leyline.lifecycle import SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind
 
@@ -60,13 +61,18 @@ def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -
         return hook
 
     handles = [s.found.module.register_forward_hook(watch(n)) for n, s in growth.sites.items()]
+    learning = [s for s in growth.active() if s.state is SeedState.TRAINING]
     try:
+        for seed in learning:
+            seed.forced = 0.0  # a probe is nothing to learn from
         with undisturbed(model), torch.enable_grad():
             loss = loss_fn(model, batch)
             grads = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
+        for seed in learning:
+            seed.forced = None
     scores = {}
     for (name, h), g in zip(outputs.items(), grads, strict=True):
         if g is not None:

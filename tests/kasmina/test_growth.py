@@ -242,3 +242,43 @@ def test_a_deep_copy_of_a_grown_model_computes_the_same_on_its_own() -> None:
     with torch.no_grad():
         growth.active()[0].params[0].zero_()
     assert torch.equal(average(x), expected) and not torch.equal(model(x), expected)
+
+
+def test_a_host_may_work_in_place_on_what_a_learning_seed_saw() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(inplace=True), nn.Linear(12, 2))
+    kasmina.wrap(model, sites=["0"], example=torch.randn(2, 16))
+    growth = kasmina.growth_of(model)
+    germinate(growth, "0")
+    x = torch.randn(4, 16)
+    model(x).sum().backward()
+    (seed,) = growth.active()
+    # What the seed should have learnt: the gradient where it sits, before the activation.
+    h = model[0](x).detach()
+    before = h.clone().requires_grad_()
+    model[2](torch.relu(before)).sum().backward()
+    assert seed.kernel is not None
+    leaves = [p.detach().requires_grad_() for p in seed.params]
+    out = seed.kernel.kernel(h, leaves, 1.0, 2)
+    expected = torch.autograd.grad(out, leaves, before.grad)
+    for p, g in zip(seed.params, expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_a_backward_that_fails_stays_in_the_seed() -> None:
+    model, growth, x = wrapped("mlp")
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, h: torch.Tensor, *params: torch.Tensor) -> torch.Tensor:
+            return h.clone()
+
+        @staticmethod
+        def backward(ctx: object, *grads: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("the backward broke")
+
+    germinate(growth, "1", ReadyLoader(kernel=lambda h, params, *_: Broken.apply(h, *params)))
+    model.train()
+    model(x).sum().backward()
+    growth.tick()
+    assert growth.sites["1"].state is SeedState.CULLED
