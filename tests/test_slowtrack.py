@@ -80,7 +80,8 @@ def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
         assert pid is not None and wait_until(lambda: len(services_of(pid)) >= 3, 30)
 
         def karn() -> psutil.Process | None:
-            return next((p for p in services_of(pid) if "karn" in p.cmdline()), None)
+            return next((p for p in services_of(pid) if p.status() != psutil.STATUS_ZOMBIE
+                         and "karn" in p.cmdline()), None)
 
         first = karn()
         assert first is not None

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from esper import __version__
 from esper.errors import EsperError
 
 EXIT_CODES = """exit codes:
@@ -35,8 +34,9 @@ def _train(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from esper import doctor
 
-    print(doctor.render(doctor.collect()))
-    return 0
+    checks = doctor.collect()
+    print(doctor.render(checks))
+    return int(any(check.ok is False for check in checks))
 
 
 def _library(options: argparse.Namespace) -> int:
@@ -92,8 +92,9 @@ def parser() -> argparse.ArgumentParser:
         prog="esper", description="Neural networks that grow while they train.",
         epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"esper {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.add_argument("--version", action="store_const", dest="run", const=_doctor,
+                     help="print the versions of esper and of all it stands on, as doctor does")
+    commands = top.add_subparsers(metavar="COMMAND")
     train = commands.add_parser("train", help="train a model as a YAML file says")
     train.add_argument("config", metavar="CONFIG.yaml")
     train.set_defaults(run=_train)
@@ -108,7 +109,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.run is None:
+        top.error("which command? see esper --help")
     try:
         return int(options.run(options))
     except EsperError as e:

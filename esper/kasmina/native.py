@@ -102,16 +102,21 @@ def why_not(info: BuildInfo | None, torch_version: str) -> str | None:
 def extension() -> ModuleType | None:
     """`esper._C`, or None where it is not built, disabled, or not built for this torch.
 
-    The answer is found once per process. A mismatch is warned of once, an extension that was
-    never built is not: `esper doctor` shows it. ESPER_NO_EXTENSION=1 disables it.
+    The answer is found once per process, and where it is None that is warned of once, with
+    what it was built for and what was found. ESPER_NO_EXTENSION=1 disables it, silently.
     """
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return None
     library = library_path()
-    if library is None:
-        return None
     import torch
 
+    if library is None:
+        warnings.warn(
+            f"esper's extension is not built (torch here is {torch.__version__}); kernels run "
+            f"through torch's own runner, with slower calls; {_REBUILD}",
+            RuntimeWarning, stacklevel=2,
+        )
+        return None
     problem = why_not(read_build_info(library), torch.__version__)
     if problem is None:
         try:
