@@ -15,8 +15,8 @@ from esper.leyline.signature import SiteSignature
 class SiteStatus:
     """One site at an epoch boundary.
 
-    `gain` is loss without the seed minus loss with it in full, on held-out batches, None
-    where it was not measured. `score` is the site's gradient signal (see tolaria.measure).
+    `gain` is loss without the seed minus loss with it on held-out batches, in full or, in
+    TRAINING, at a small alpha; None where it was not measured. `score` is the site's gradient signal (see tolaria.measure).
     `epochs_in_state` counts whole epochs since the last transition.
     """
 

@@ -76,7 +76,8 @@ class Forge:
         if self._process is not None and self._process.poll() is None:
             return
         environment = dict(os.environ, TMPDIR=str(_private_cache()), OMP_NUM_THREADS="1",
-                           PYTHONWARNINGS="ignore::FutureWarning")
+                           PYTHONWARNINGS="ignore::FutureWarning",
+                           TORCHINDUCTOR_COMPILE_THREADS="1")  # no pool: the forge forks
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "esper.tezzeret.forge"], env=environment, text=True,

@@ -20,6 +20,7 @@ from esper.leyline.lifecycle import SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind
 
+SIGNAL_ALPHA = 0.1
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -32,11 +33,16 @@ def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]) -> floa
 def counterfactual_gain(
     model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: Seed
 ) -> tuple[float, float, float]:
-    """(gain, loss without the seed, loss with the seed in full); gain is their difference."""
+    """(gain, loss without the seed, loss with it); gain is their difference.
+
+    A seed that is blended in is measured in full. One in TRAINING is measured at alpha =
+    `SIGNAL_ALPHA`: it learns from a gradient that does not yet answer to it, so it knows a
+    direction and not how far to go; the step size is found when it is blended in.
+    """
     try:
         seed.forced = 0.0
         without = mean_loss(model, loss_fn, batches)
-        seed.forced = 1.0
+        seed.forced = SIGNAL_ALPHA if seed.state is SeedState.TRAINING else 1.0
         with_it = mean_loss(model, loss_fn, batches)
     finally:
         seed.forced = None

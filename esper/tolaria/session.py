@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -75,7 +75,8 @@ class Session:
         holdout: batches that are not trained on; decisions are made on them, so the figures
             reported at the end should come from yet other data.
         library: None for a run that can only be guarded, not grown.
-        explosion: a loss over this many times the recent median is rolled back, as is NaN.
+        explosion: a loss over this many times the largest of the last 50 is rolled back, as is
+            NaN. (Not their median: late in a run single batches differ by more than that.)
         observers: called with every Transition, Command, FieldReport and Event, between
             steps; must not block.
 
@@ -168,13 +169,13 @@ class Session:
     def _exploded(self, value: float) -> bool:
         if len(self._recent) < 20:
             return False
-        return value > self._explosion * max(median(self._recent), 1e-3)
+        return value > self._explosion * max(self._recent)
 
     def _roll_back(self, value: float) -> None:
         self.rollbacks += 1
         self._rolled_back = True
-        reason = f"loss {value:g} at step {self.growth.step}; recent median " + (
-            f"{median(self._recent):.4g}" if self._recent else "not known")
+        reason = f"loss {value:g} at step {self.growth.step}; largest of the recent ones " + (
+            f"{max(self._recent):.4g}" if self._recent else "not known")
         started = time.perf_counter()
         self.growth.roll_back(reason)
         self._snapshot.restore(self.model, self.optimizer, self.scheduler)

@@ -156,8 +156,8 @@ def test_an_exploding_loss_is_rolled_back_but_a_noisy_one_is_not() -> None:
     session, _ = make_session()
     for i in range(30):
         assert session.step(torch.tensor(1.0 + i % 3))
-    assert session.step(torch.tensor(15.0))
-    assert not session.step(torch.tensor(50.0))
+    assert session.step(torch.tensor(25.0))
+    assert not session.step(torch.tensor(260.0))
     session.close()
 
 
