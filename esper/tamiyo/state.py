@@ -16,8 +16,9 @@ class SiteStatus:
     """One site at an epoch boundary.
 
     `gain` is loss without the seed minus loss with it on held-out batches, in full or, in
-    TRAINING, at a small alpha; None where it was not measured. `score` is the site's gradient signal (see tolaria.measure).
-    `epochs_in_state` counts whole epochs since the last transition.
+    TRAINING, at a small alpha; None where it was not measured. `score` is the site's gradient
+    signal (see tolaria.measure). `epochs_in_state` counts whole epochs since the last
+    transition.
     """
 
     name: str
