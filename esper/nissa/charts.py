@@ -231,14 +231,14 @@ def step_histogram(
     times = seconds[np.isfinite(seconds) & (seconds > 0)]
     if not len(times):
         return ""
-    low, high = float(times.min()) / 1.1, float(times.max()) * 1.1
+    low, high = float(np.min(times)) / 1.1, float(np.max(times)) * 1.1
     x = Axis(low, high, LEFT, width - RIGHT, log=True)
     edges = np.geomspace(low, high, max(12, int(width // 14)))
     counts, _ = np.histogram(times, edges)
     base = height - BOTTOM - 14  # the marks have a lane of their own below the bars
-    y = Axis(0, math.sqrt(counts.max()), base, TOP)
+    y = Axis(0, math.sqrt(np.max(counts)), base, TOP)
     parts = [f'<path class="grid" d="M{LEFT:g} {base:.1f}H{width - RIGHT:.1f}"/>']
-    most = int(counts.max())
+    most = int(np.max(counts))
     for tick in sorted({1, *(t for t in (10, 100, 1000, 10_000, 100_000) if t < most / 2), most}):
         at = y(math.sqrt(tick))
         parts.append(f'<path class="grid" d="M{LEFT:g} {at:.1f}H{width - RIGHT:.1f}"/>')

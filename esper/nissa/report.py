@@ -133,13 +133,13 @@ def _steps(run: Run) -> tuple[Markup | None, str]:
         "distribution of step times", steps, special, width=width))
     p50, p99 = np.percentile(steps, (50, 99))
     said = (f"{len(steps):,} steps; median {charts.duration(float(p50))}, p99 "
-            f"{charts.duration(float(p99))}, longest {charts.duration(float(steps.max()))}.")
+            f"{charts.duration(float(p99))}, longest {charts.duration(float(np.max(steps)))}.")
     if len(special):
         plain = np.delete(steps, beside)
         said += (f" {len(special)} of them lie beside a transition: the longest took "
-                 f"{charts.duration(float(special.max()))}")
+                 f"{charts.duration(float(np.max(special)))}")
         if len(plain):
-            said += f", {float(special.max() / np.median(plain)):.1f} times a median plain step"
+            said += f", {float(np.max(special) / np.median(plain)):.1f} times a median plain step"
         said += "."
     return chart, said
 

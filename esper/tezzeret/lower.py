@@ -164,7 +164,8 @@ def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
     plan, tensors = _plan(_placeholders(graph))
 
     def concrete(size: Any) -> int:
-        return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+        value: Any = size.node.hint if isinstance(size, torch.SymInt) else size
+        return int(value)
 
     # Axes that were one symbol in the joint graph must stay one in each half: a convolution's
     # backward checks nothing, and would be compiled for sizes that never meet.
