@@ -24,7 +24,7 @@ from esper.leyline.signature import SiteKind, SiteSignature
 from esper.slowtrack import SlowTrack
 from esper.urza.library import LocalLibrary
 
-WINDOW_SECONDS, WINDOWS = 45.0, 3
+WINDOW_SECONDS, WINDOWS = 40.0, 2
 
 
 def _compiled(library: LocalLibrary) -> int:
