@@ -88,6 +88,18 @@ def _keep_maps_symbolic() -> None:
     lowerings[operator] = fallback_handler(operator, add_to_fallback_set=False)
 
 
+def _find_vector_instructions() -> None:
+    """Let Inductor find out, once for all forks, which vector instructions work here.
+
+    It compiles and loads a test program per instruction set, six of them in about 8 s, and
+    remembers the answers in the process that asked. Asked in a fork, with that blueprint's
+    empty cache, it would do so for every blueprint anew.
+    """
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    valid_vec_isa_list()
+
+
 def _library(half: Any, options: dict[str, Any], target: Path) -> None:
     """Compile one half to a shared library at `target`; runs in a child of its own."""
     import torch
@@ -212,6 +224,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     _keep_maps_symbolic()
+    _find_vector_instructions()
     answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
