@@ -9,12 +9,14 @@ parameters), so both orders are tried and the smaller spelling wins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 from esper.errors import BlueprintError
 from esper.leyline.base import canonical_json, content_id, sha256
-from esper.leyline.blueprint import INPUT, SPECS, BlueprintIR, Node
+from esper.leyline.ops import INPUT, SPECS, Node
+from esper.leyline.signature import SiteKind
 
 MAX_TIES = 10  # at most 2**10 spellings are compared
 
@@ -28,9 +30,9 @@ def _attributes(node: Node) -> dict[str, Any]:
     return attributes
 
 
-def _subtree_hashes(ir: BlueprintIR) -> dict[str, str]:
+def _subtree_hashes(nodes: Sequence[Node]) -> dict[str, str]:
     hashes = {INPUT: sha256(b"input")}
-    for node in ir.nodes:
+    for node in nodes:
         inputs = [hashes[i] for i in node.inputs]
         if SPECS[node.op].commutative:
             inputs.sort()
@@ -38,9 +40,10 @@ def _subtree_hashes(ir: BlueprintIR) -> dict[str, str]:
     return hashes
 
 
-def _spell(ir: BlueprintIR, order: dict[str, tuple[str, ...]]) -> list[Any]:
+def _spell(
+    nodes: dict[str, Node], output: str, order: dict[str, tuple[str, ...]]
+) -> list[Any]:
     """Serialize with inputs visited in `order`; numbering follows the first visit."""
-    nodes = {n.id: n for n in ir.nodes}
     number: dict[str, int] = {INPUT: 0}
     spelled: list[Any] = []
 
@@ -53,20 +56,21 @@ def _spell(ir: BlueprintIR, order: dict[str, tuple[str, ...]]) -> list[Any]:
             spelled.append([_attributes(nodes[node_id]), inputs])
         return number[node_id]
 
-    visit(ir.output)
+    visit(output)
     return spelled
 
 
-def canonical_form(ir: BlueprintIR) -> bytes:
-    """The canonical bytes of `ir`; names and node ids are not part of it.
+def canonical_form(version: int, kind: SiteKind, nodes: Sequence[Node], output: str) -> bytes:
+    """The canonical bytes of a graph; its name and node ids are not part of them.
 
     Raises:
         BlueprintError: more than `MAX_TIES` commutative nodes have look-alike inputs.
     """
-    hashes = _subtree_hashes(ir)
+    hashes = _subtree_hashes(nodes)
+    by_id = {n.id: n for n in nodes}
     order: dict[str, tuple[str, ...]] = {}
     ties: list[str] = []
-    for node in ir.nodes:
+    for node in nodes:
         inputs = node.inputs
         if SPECS[node.op].commutative:
             inputs = tuple(sorted(inputs, key=lambda i: hashes[i]))
@@ -85,13 +89,13 @@ def canonical_form(ir: BlueprintIR) -> bytes:
         for node_id, flip in zip(ties, flips, strict=True):
             if flip:
                 trial[node_id] = trial[node_id][::-1]
-        spelling = canonical_json([ir.version, ir.kind, _spell(ir, trial)])
+        spelling = canonical_json([version, kind, _spell(by_id, output, trial)])
         if best is None or spelling < best:
             best = spelling
     assert best is not None
     return best
 
 
-def blueprint_id(ir: BlueprintIR) -> str:
+def blueprint_id(version: int, kind: SiteKind, nodes: Sequence[Node], output: str) -> str:
     """`bp-` and 128 bits of the hash of the canonical form."""
-    return content_id("bp", canonical_form(ir))
+    return content_id("bp", canonical_form(version, kind, nodes, output))

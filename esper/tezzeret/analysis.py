@@ -7,6 +7,7 @@ the output equals the input at birth, and a gradient reaches every parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from esper.errors import BlueprintError
 from esper.leyline.blueprint import INPUT, BlueprintIR, Node, Op
@@ -23,8 +24,9 @@ _NORMS = frozenset({Op.LAYER_NORM, Op.GROUP_NORM})
 class Budget:
     """The most that one blueprint may cost at a site of C channels.
 
-    Parameters are in multiples of C * C (with a floor for narrow sites), FLOPs per position
-    in multiples of the same; `depth` is the longest chain of nodes.
+    Parameters are in multiples of C * C, with a floor for narrow sites. FLOPs and activation
+    elements are those of one sample at 8 positions per axis, as `shapes.infer` counts them;
+    `depth` is the longest chain of nodes.
     """
 
     parameters_per_cc: float = 16.0
@@ -95,62 +97,111 @@ def _zeros(ir: BlueprintIR, awake: frozenset[str] = frozenset()) -> dict[str, bo
 def _identity_at_birth(ir: BlueprintIR) -> None:
     """The output is h plus values that are zero at birth."""
     zero = _zeros(ir)
-    nodes = {n.id: n for n in ir.nodes}
-
-    def is_h(name: str) -> bool:
-        if name == INPUT:
-            return True
-        node = nodes[name]
-        if node.op is not Op.ADD:
-            return False
-        a, b = node.inputs
-        return (is_h(a) and zero[b]) or (is_h(b) and zero[a])
-
-    if not is_h(ir.output):
+    is_h = {INPUT: True}
+    for node in ir.nodes:
+        a, b = node.inputs if node.op is Op.ADD else (INPUT, INPUT)
+        is_h[node.id] = node.op is Op.ADD and (
+            (is_h[a] and zero[b]) or (is_h[b] and zero[a])
+        )
+    if not is_h[ir.output]:
         raise BlueprintError(
             "the output is not the input at birth; make it add(h, f) with the last layer of f "
             "at init 'zero'", ir.output,
         )
 
 
-def _gradient_flows(node: Node, index: int, zero: dict[str, bool], awake: frozenset[str]) -> bool:
-    """Whether a gradient at `node` reaches its input number `index`."""
-    if node.op is Op.MUL:
-        return not zero[node.inputs[1 - index]]
+class Flow(IntEnum):
+    """What is known of the gradient at a value; of several, the greatest holds.
+
+    A balanced gradient sums to zero over the positions of every sample and channel. It moves
+    weights, but no bias, for a bias gets just that sum. A bias before a group_norm with one
+    channel per group is as idle, and is let through: templates use it at sites of few channels.
+    """
+
+    NONE = 0
+    BALANCED = 1
+    FREE = 2
+
+
+def _normalises_one_value(node: Node, inferred: Inferred) -> bool:
+    """A mean over one value is that value: the result is the bias, whatever comes in."""
+    if node.op not in _NORMS:
+        return False
+    width = inferred.values[node.inputs[0]]
+    if node.op is Op.LAYER_NORM:
+        return width.channels == 1
+    return width.pooled and node.groups == width.channels
+
+
+def _passed_on(
+    node: Node, index: int, arriving: Flow, zero: dict[str, bool], awake: frozenset[str],
+    inferred: Inferred,
+) -> Flow:
+    """What reaches input number `index` of a node at whose output `arriving` arrives."""
+    source = node.inputs[index]
+    if arriving is Flow.NONE or _normalises_one_value(node, inferred):
+        return Flow.NONE
     if node.zero_at_birth and f"{node.id}.weight" not in awake:
-        return False  # it would be multiplied by a weight of zero
-    if node.op is Op.ATTENTION and index < 2:
-        return not zero[node.inputs[2]]  # equal values: the weights do not matter
-    return True
+        return Flow.NONE  # it would be multiplied by a weight of zero
+    match node.op:
+        case Op.RELU if zero[source]:
+            return Flow.NONE  # its derivative at zero is zero, so it stays there for good
+        case Op.MUL if zero[node.inputs[1 - index]]:
+            return Flow.NONE
+        case Op.ATTENTION if index < 2:
+            if zero[node.inputs[2]] or zero[node.inputs[1 - index]]:
+                return Flow.NONE  # equal values, or equal scores whatever this one is
+            # The same shift of every key leaves the softmax as it is.
+            return Flow.BALANCED if index == 1 else Flow.FREE
+        case Op.ADD if inferred.values[source].pooled and not inferred.values[node.id].pooled:
+            # Broadcast over the positions, so its gradient is the sum over them.
+            return Flow.NONE if arriving is Flow.BALANCED else Flow.FREE
+        case Op.ADD | Op.LINEAR | Op.SCALE:
+            return arriving  # the same at every position, so a balance is kept
+    return Flow.FREE
 
 
 def _every_parameter_learns(ir: BlueprintIR, inferred: Inferred) -> None:
     """Some parameter gets a gradient at birth; once it moved, others do; until all have.
 
-    A parameter whose turn never comes is dead: behind two zero layers in series, say. A bias
-    learns wherever a gradient arrives; a weight only where its input is not zero as well.
+    A parameter whose turn never comes is dead: behind two zero layers in series, say.
     """
     awake: frozenset[str] = frozenset()
     while True:
         zero = _zeros(ir, awake)
-        live = {ir.output}
+        flow = dict.fromkeys((INPUT, *(n.id for n in ir.nodes)), Flow.NONE)
+        flow[ir.output] = Flow.FREE
         for node in reversed(ir.nodes):
-            if node.id in live:
-                live.update(
-                    source for index, source in enumerate(node.inputs)
-                    if _gradient_flows(node, index, zero, awake)
+            for index, source in enumerate(node.inputs):
+                passed = _passed_on(node, index, flow[node.id], zero, awake, inferred)
+                flow[source] = max(flow[source], passed)
+        grown = set(awake)
+        for p in inferred.parameters:
+            node = ir.node(p.node)
+            if p.name.endswith(".bias"):
+                moves = flow[node.id] is Flow.FREE
+            else:
+                moves = (
+                    flow[node.id] is not Flow.NONE and not zero[node.inputs[0]]
+                    and not _normalises_one_value(node, inferred)
                 )
-        grown = awake | {
-            p.name for p in inferred.parameters
-            if p.node in live
-            and (p.name.endswith(".bias") or not zero[ir.node(p.node).inputs[0]])
-        }
+            if moves:
+                grown.add(p.name)
         if grown == awake:
             break
-        awake = grown
-    for parameter in inferred.parameters:
-        if parameter.name not in awake:
-            raise BlueprintError(
-                f"no gradient ever reaches {parameter.name}; is it behind two zero layers, or "
-                "multiplied by zero?", parameter.node,
-            )
+        awake = frozenset(grown)
+    for p in inferred.parameters:
+        if p.name not in awake:
+            raise BlueprintError(f"no gradient ever reaches {p.name}; {_why(flow[p.node])}", p.node)
+
+
+def _why(flow: Flow) -> str:
+    if flow is Flow.BALANCED:
+        return (
+            "attention does not see a shift that all keys share, so leave the bias out "
+            "('bias': false)"
+        )
+    return (
+        "is it behind two zero layers, multiplied by zero, under a relu of zero, or the weight "
+        "of a norm over a single value? Keep one layer at init 'zero', the last one"
+    )

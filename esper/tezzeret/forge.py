@@ -4,7 +4,7 @@ It reads one request per line on standard input and answers with one line on sta
 output, both JSON; the artifact itself goes into the request's folder. A fork costs
 milliseconds where an import costs seconds. The forge itself never compiles, so that no
 state is carried from one blueprint to the next. Run by `worker.Forge`, as
-`python -m esper.tezzeret.forge`.
+`python -m esper.tezzeret.forge OWNER_PID`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -44,18 +45,21 @@ _LIMITS = {  # of a compile; generous, they are there for what has gone wild
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the signal was asked for
+        os._exit(1)
 
 
 def in_child(work: Callable[[], None], log: Path) -> Callable[[], str]:
     """Fork and run `work` there; returns a function that waits and gives the error, or ""."""
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            _die_with_parent()
+            _die_with_parent(parent)
             work()
             code = 0
         except BaseException:
@@ -203,6 +207,9 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
             cap = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(limit, (cap, hard))
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
+        (folder / "tmp").mkdir()
+        os.environ["TMPDIR"] = str(folder / "tmp")
+        tempfile.tempdir = None  # forget the forge's own
         compile_here(
             parse_blueprint(request["blueprint"]),
             SiteSignature.model_validate_json(request["signature"]),
@@ -213,7 +220,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    _die_with_parent()
+    _die_with_parent(int(sys.argv[1]))
     # What compilers and libraries print must not get into the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

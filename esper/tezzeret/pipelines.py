@@ -8,6 +8,8 @@ from typing import Any
 
 from esper.leyline.artifact import Pipeline
 
+HIGH_INTEREST = 0.7
+
 # The wrapper only calls kernels; most of the compile time goes into it and its optimisation
 # buys nothing measurable. Line tables serve a debugger that will not be there.
 _COMMON: dict[str, Any] = {
@@ -64,6 +66,6 @@ def choose_pipeline(interest: float, load: float) -> Pipeline:
     Interest above 0.7 is AGGRESSIVE below a load of 0.3, else STANDARD; other work is STANDARD
     below 0.5, else FAST.
     """
-    if interest > 0.7:
+    if interest > HIGH_INTEREST:
         return Pipeline.AGGRESSIVE if load < 0.3 else Pipeline.STANDARD
     return Pipeline.STANDARD if load < 0.5 else Pipeline.FAST

@@ -16,7 +16,7 @@ def toolchain() -> Toolchain:
     """The torch build, ISA and compiler of this machine.
 
     Raises:
-        CompileError: there is no C++ compiler.
+        CompileError: there is no C++ compiler, or it does not work.
     """
     import torch
 
@@ -27,9 +27,14 @@ def toolchain() -> Toolchain:
         raise CompileError(
             f"no C++ compiler: {compiler!r} is not on PATH; install g++ or set CXX"
         )
-    first_line = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=30
-    ).stdout.partition("\n")[0]
+    try:
+        first_line = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.partition("\n")[0]
+    except (OSError, subprocess.SubprocessError) as e:
+        raise CompileError(
+            f"{compiler!r} does not say its version ({e}); install a working g++ or set CXX"
+        ) from e
     return Toolchain(
         torch=str(torch.__version__), isa=torch.backends.cpu.get_cpu_capability(),
         compiler=first_line, esper=__version__,

@@ -7,10 +7,13 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -34,11 +37,22 @@ def _private_cache() -> Path:
     return folder
 
 
+def _item_folder() -> Path:
+    """A fresh folder for one blueprint; those of owners that were killed are swept away."""
+    cache = _private_cache()
+    for old in cache.glob("item-*"):
+        owner = old.name.split("-")[1]
+        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"item-{os.getpid()}-", dir=cache))
+
+
 class Forge:
     """One forge process, started when first needed and again after it had to be killed.
 
     Not thread-safe: one compile at a time. The process stays in its owner's session, for
-    idle priority counts only within one, and dies with its owner.
+    idle priority counts only within one, and dies with the thread that started it. It leads
+    a process group, so that compilers it started are found even when it has died itself.
     """
 
     def __init__(self) -> None:
@@ -51,79 +65,109 @@ class Forge:
         signature: SiteSignature,
         pipeline: Pipeline,
         deadline_seconds: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> bytes:
         """The artifact of a blueprint; it must have passed `analysis.analyse`.
 
         Raises:
-            CompileError: it failed, crashed, or took longer than `deadline_seconds` (by
-                default the pipeline's), with the compiler's last words. Nothing is left
-                running.
+            CompileError: it failed, crashed, was cancelled, or took longer than
+                `deadline_seconds` (by default the pipeline's), with the compiler's last
+                words. Nothing is left running.
         """
-        deadline = deadline_seconds or RECIPES[pipeline].deadline_seconds
-        self._start()
-        folder = Path(tempfile.mkdtemp(prefix="item-", dir=_private_cache()))
+        if deadline_seconds is None:
+            deadline_seconds = RECIPES[pipeline].deadline_seconds
+        self.start(cancelled)
+        folder = _item_folder()
         try:
             request = {"blueprint": ir.to_json(), "signature": signature.model_dump_json(),
                        "pipeline": pipeline, "folder": str(folder)}
-            answer = json.loads(self._ask(json.dumps(request), deadline))
+            self._send(json.dumps(request))
+            answer = json.loads(self._wait(deadline_seconds, "compile", cancelled))
             if answer["error"]:
                 raise CompileError(f"{ir.id} {pipeline}: {answer['error'][-2000:]}")
             return (folder / ARTIFACT).read_bytes()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
+    def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Start the process where none is alive; returns when it is warm.
+
+        Raises:
+            CompileError: it could not be started, which is no blueprint's fault.
+        """
+        if self._process is not None:
+            # Looked at without reaping: while it is unreaped, its group's id is nobody else's.
+            look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self._process.pid, look) is None:
+                return
+            self.close()
         environment = dict(os.environ, TMPDIR=str(_private_cache()), OMP_NUM_THREADS="1",
                            PYTHONWARNINGS="ignore::FutureWarning",
                            TORCHINDUCTOR_COMPILE_THREADS="1")  # no pool: the forge forks
+        # Where Inductor keeps what it knows of this machine: by default below TMPDIR.
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "esper.tezzeret.forge"], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "esper.tezzeret.forge", str(os.getpid())],
+            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            process_group=0,
         )
         threading.Thread(
             target=_pass_on, args=(self._process, self._answers), daemon=True
         ).start()
-        self._wait(START_SECONDS, "start")
+        self._wait(START_SECONDS, "start", cancelled)
 
-    def _ask(self, request: str, deadline: float) -> str:
+    @property
+    def pid(self) -> int | None:
+        """The process id of the forge, None where there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def _send(self, request: str) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a dead forge answers with silence below
+        with contextlib.suppress(BrokenPipeError):  # a dead forge answers with silence
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-        return self._wait(deadline, "compile")
 
-    def _wait(self, seconds: float, what: str) -> str:
-        try:
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            self.close()
-            raise CompileError(
-                f"the forge did not {what} within {seconds:g} s; it and all it had started "
-                "were killed"
-            ) from None
+    def _wait(self, seconds: float, what: str, cancelled: Callable[[], bool]) -> str:
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or cancelled():
+                self.close()
+                why = f"within {seconds:g} s" if left <= 0 else "before it was cancelled"
+                raise CompileError(
+                    f"the forge did not {what} {why}; it and all it had started were killed"
+                )
+            with contextlib.suppress(queue.Empty):
+                line = self._answers.get(timeout=min(left, 0.2))
+                break
         if not line:
-            code = self._process.poll() if self._process else None
-            self.close()
-            raise CompileError(f"the forge ended (status {code}) before it could {what}")
+            status = self.close()
+            raise CompileError(
+                f"the forge ended (status {status}) before it could {what}; a negative status "
+                "is the signal that killed it, -9 often a lack of memory"
+            )
         return line
 
-    def close(self) -> None:
-        """Kill the forge with every descendant; safe to call twice."""
+    def close(self) -> int | None:
+        """Kill the forge with every descendant; its exit status. Safe to call twice."""
         process, self._process = self._process, None
         if process is None:
-            return
+            return None
         family: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # in one go: nobody forks away meanwhile
+        for member in family:  # should one have left the group
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        process.wait()
+        status = process.wait()
         psutil.wait_procs(family, timeout=5)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        return status
 
     def __enter__(self) -> Forge:
         return self
@@ -134,6 +178,7 @@ class Forge:
 
 def _pass_on(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        answers.put(line)
+    with process.stdout:
+        for line in process.stdout:
+            answers.put(line)
     answers.put("")

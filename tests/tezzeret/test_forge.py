@@ -51,9 +51,9 @@ def test_a_deadline_ends_a_compile_and_leaves_nothing_running() -> None:
             forge.compile(bottleneck(SiteKind.FEATURES), SIG, Pipeline.FAST, deadline_seconds=1)
         assert {p.pid for p in me.children(recursive=True)} == before
         # and the forge is good for another one
-        forge._start()
-        assert forge._process is not None
-        assert os.getsid(forge._process.pid) == os.getsid(0), "idle priority counts per session"
+        forge.start()
+        assert forge.pid is not None
+        assert os.getsid(forge.pid) == os.getsid(0), "idle priority counts per session"
 
 
 @pytest.mark.slow
