@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from esper.cli.main import parser
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -33,6 +35,13 @@ def test_the_make_targets_exist() -> None:
     assert {"demo", "test"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_commands_are_understood() -> None:
+    """Within seconds, what the slow test below takes minutes to find."""
+    for command in commands():
+        if command.startswith("esper "):
+            parser().parse_args(shlex.split(command)[1:])
 
 
 def test_links_and_pictures_are_there() -> None:
