@@ -11,7 +11,11 @@ namespace esper {
 // not even where it is inf or NaN, and gets no gradient. bfloat16 and float16 are computed in
 // float32. Inputs that are not contiguous go through torch's own operators.
 //
+// With `reuse` the caller has no more use for s: where autograd allows, the result is written
+// into its memory and s is returned. A producer of s that saved its output for its own backward
+// will say so there, as for any change in place.
+//
 // Thread-safe; call without the GIL.
-at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha);
+at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha, bool reuse);
 
 }  // namespace esper

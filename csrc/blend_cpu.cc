@@ -7,7 +7,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
-#include <ATen/ops/empty_like.h>
 
 #include "blend_kernels.h"
 
@@ -38,8 +37,8 @@ void Scale(T* out, const T* in, double factor, int64_t n) {
 
 }  // namespace
 
-at::Tensor BlendForwardCpu(const at::Tensor& h, const at::Tensor& s, double alpha) {
-  at::Tensor out = at::empty_like(h);
+void BlendForwardCpu(const at::Tensor& out, const at::Tensor& h, const at::Tensor& s,
+                     double alpha) {
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, h.scalar_type(), "esper_blend_forward", [&] {
         auto* const o = out.mutable_data_ptr<scalar_t>();
@@ -49,25 +48,25 @@ at::Tensor BlendForwardCpu(const at::Tensor& h, const at::Tensor& s, double alph
           Lerp<scalar_t>(o + begin, hp + begin, sp + begin, alpha, end - begin);
         });
       });
-  return out;
 }
 
-Grads BlendBackwardCpu(const at::Tensor& grad, double alpha) {
-  Grads result{at::empty_like(grad), at::empty_like(grad)};
+void BlendBackwardCpu(const Grads& out, const at::Tensor& grad, double alpha) {
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, grad.scalar_type(), "esper_blend_backward", [&] {
-        auto* const gh = result.h.mutable_data_ptr<scalar_t>();
-        auto* const gs = result.s.mutable_data_ptr<scalar_t>();
+        auto* const gh = out.h.mutable_data_ptr<scalar_t>();
+        auto* const gs = out.s.mutable_data_ptr<scalar_t>();
         const auto* const g = grad.const_data_ptr<scalar_t>();
+        // What overwrites the gradient comes last in each block.
+        const bool h_last = gh == g;
         at::parallel_for(0, grad.numel(), kGrain, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; i += kBlock) {
             const int64_t n = std::min(kBlock, end - i);
-            Scale<scalar_t>(gh + i, g + i, 1.0 - alpha, n);
+            if (!h_last) Scale<scalar_t>(gh + i, g + i, 1.0 - alpha, n);
             Scale<scalar_t>(gs + i, g + i, alpha, n);
+            if (h_last) Scale<scalar_t>(gh + i, g + i, 1.0 - alpha, n);
           }
         });
       });
-  return result;
 }
 
 }  // namespace esper

@@ -15,13 +15,17 @@ struct Grads {
   at::Tensor s;
 };
 
-at::Tensor BlendForwardCpu(const at::Tensor& h, const at::Tensor& s, double alpha);
-Grads BlendBackwardCpu(const at::Tensor& grad, double alpha);
+// `out` may be `h` or `s`.
+void BlendForwardCpu(const at::Tensor& out, const at::Tensor& h, const at::Tensor& s,
+                     double alpha);
+// Either gradient may be `grad` itself.
+void BlendBackwardCpu(const Grads& out, const at::Tensor& grad, double alpha);
 
 #ifdef ESPER_WITH_CUDA
 // Asynchronous, on the current stream of the tensors' device.
-at::Tensor BlendForwardCuda(const at::Tensor& h, const at::Tensor& s, double alpha);
-Grads BlendBackwardCuda(const at::Tensor& grad, double alpha);
+void BlendForwardCuda(const at::Tensor& out, const at::Tensor& h, const at::Tensor& s,
+                      double alpha);
+void BlendBackwardCuda(const Grads& out, const at::Tensor& grad, double alpha);
 #endif
 
 }  // namespace esper

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <utility>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/full.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
@@ -159,6 +160,12 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
 
 at::Tensor SeedKernel::Run(const at::Tensor& h, const std::vector<at::Tensor>& params,
                            double alpha, Mode mode) {
+  if (h.scalar_type() != dtype_ && h.is_floating_point() &&
+      at::autocast::is_autocast_enabled(h.device().type())) {
+    // Under autocast a site's element type is whatever the layer before it was cast to.
+    const at::Tensor out = Run(h.to(dtype_), params, alpha, mode);
+    return out.to(h.scalar_type());
+  }
   CheckInputs(h, params, alpha, mode);
   if (mode != Mode::kTraining && alpha == 0.0) return h;
   return ApplySeed(h, params, c10::intrusive_ptr<SeedKernel>::reclaim_copy(this), alpha, mode);

@@ -79,23 +79,34 @@ class SeedKernel : public torch::CustomClassHolder {
       const std::string& dtype);
 
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
-  // has to be computed, the very tensor `h` is returned.
+  // has to be computed, the very tensor `h` is returned. Under autocast `h` may be of another
+  // floating type than the kernel: it is converted, and the result converted back.
   at::Tensor Run(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
                  Mode mode);
+
+  // Throws c10::ValueError where a call with these arguments cannot be right.
+  void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
+                   Mode mode) const;
 
   // The two halves, below autograd. `inputs` are consumed.
   std::vector<at::Tensor> RunForward(std::vector<at::Tensor> inputs);
   std::vector<at::Tensor> RunBackward(std::vector<at::Tensor> inputs);
 
+  // What came with the code, where it came from an artifact; set before anyone else sees it.
+  struct Papers {
+    std::string manifest;
+    std::string blueprint;
+    uint64_t code_bytes = 0;
+  };
+  Papers papers;
+
   const std::vector<Source>& sources() const { return sources_; }
   const std::vector<int64_t>& gradients() const { return gradients_; }
+  at::ScalarType dtype() const { return dtype_; }
   AlphaCache& alphas() { return alphas_; }
 
  private:
   using Runner = torch::inductor::AOTIModelContainerRunner;
-
-  void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
-                   Mode mode) const;
 
   const std::vector<int64_t> gradients_;
   const at::Device device_;

@@ -3,30 +3,64 @@
 #include <algorithm>
 #include <utility>
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/detach.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
 
 namespace esper {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
+namespace ag = torch::autograd;
 
-// What the backward must know of its forward, carried by the graph's node. Immutable.
-struct Call : torch::CustomClassHolder {
-  Call(c10::intrusive_ptr<SeedKernel> k, double a, Mode m)
-      : kernel(std::move(k)), alpha(a), mode(m) {}
+// torch's custom Function does the same with a context of hash maps and boxed values; built by
+// hand, a call is a microsecond cheaper.
+//
+// Only what the backward reads is saved, through SavedVariable: that is what notices an in-place
+// change between forward and backward, honours saved-tensor hooks, and frees early.
+struct SeedNode : ag::Node {
+  std::string name() const override { return "EsperSeedBackward"; }
 
-  const c10::intrusive_ptr<SeedKernel> kernel;
-  const double alpha;
-  const Mode mode;
+  void release_variables() override {
+    for (auto& variable : saved) variable.reset_data();
+    released = true;
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "a second derivative was asked for (create_graph=True) through a compiled seed; "
+                "its backward is compiled too and has no derivative. Leave create_graph off, or "
+                "cull the seed first");
+    TORCH_CHECK(!released,
+                "the graph was gone through a second time; its saved tensors were freed by the "
+                "first. Pass retain_graph=True to the first backward");
+    std::vector<bool> needs(kernel->gradients().size());
+    for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
+    if (!grads[0].defined()) return ag::variable_list(needs.size());
+    Tensors unpacked;
+    unpacked.reserve(saved.size());
+    const auto self = c10::intrusive_ptr<ag::Node>::reclaim_copy(this);
+    for (auto& variable : saved) unpacked.push_back(variable.unpack(self));
+    return RunSeedBackward(*kernel, std::move(unpacked), grads[0], alpha, mode, needs);
+  }
+
+  c10::intrusive_ptr<SeedKernel> kernel;
+  double alpha = 0;
+  Mode mode = Mode::kFull;
+  std::vector<ag::SavedVariable> saved;
+  bool released = false;
 };
 
-variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, at::TensorList params,
-                            double alpha, Mode mode) {
-  variable_list inputs;
+bool RequiresGrad(const at::Tensor& tensor) { return tensor.requires_grad(); }
+
+Tensors ForwardInputs(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
+                      double alpha, Mode mode) {
+  Tensors inputs;
   inputs.reserve(params.size() + 2);
   // Kernels are compiled for contiguous inputs. In TRAINING the caller gets h itself back, and
   // what it does to it next (an in-place activation, say) must not reach what was saved here.
@@ -37,79 +71,88 @@ variable_list ForwardInputs(SeedKernel& kernel, const at::Tensor& h, at::TensorL
   return inputs;
 }
 
-// Only what the backward reads is saved, through SavedVariable: that is what notices an in-place
-// change between forward and backward, honours saved-tensor hooks, and frees early.
-struct SeedNode : torch::autograd::Function<SeedNode> {
-  // `params` is a TensorList and not a vector: autograd looks for variables in the former only.
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, at::TensorList params,
-                            const c10::intrusive_ptr<Call>& call) {
-    SeedKernel& kernel = *call->kernel;
-    variable_list inputs = ForwardInputs(kernel, h, params, call->alpha, call->mode);
-    variable_list outputs = kernel.RunForward(inputs);
-    variable_list saved;
-    saved.reserve(kernel.sources().size());
-    for (const auto& source : kernel.sources()) {
-      if (source.kind == Source::Kind::kForwardInput) saved.push_back(inputs[source.index]);
-      if (source.kind == Source::Kind::kForwardOutput) saved.push_back(outputs[source.index]);
-    }
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["call"] = c10::IValue::make_capsule(call);
-    // An input that is returned unchanged comes out as an alias with this node behind it.
-    return call->mode == Mode::kTraining ? h : outputs[0];
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "a second derivative was asked for (create_graph=True) through a compiled seed; "
-                "its backward is compiled too and has no derivative. Leave create_graph off, or "
-                "cull the seed first");
-    const auto call =
-        c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
-    SeedKernel& kernel = *call->kernel;
-    const auto& picks = kernel.gradients();
-    // One more than there are tensors: the last argument of forward, which has no gradient.
-    variable_list result(picks.size() + 1);
-
-    const bool needs_h = ctx->needs_input_grad(0);
-    bool runs = call->mode == Mode::kFull && needs_h;
-    for (size_t i = 1; i < picks.size() && !runs; ++i) runs = ctx->needs_input_grad(i);
-
-    if (runs) {
-      const auto saved = ctx->get_saved_variables();
-      variable_list inputs;
-      inputs.reserve(kernel.sources().size());
-      size_t next = 0;
-      for (const auto& source : kernel.sources()) {
-        inputs.push_back(source.kind == Source::Kind::kGradOutput ? grads[0].contiguous()
-                                                                  : saved[next++]);
-      }
-      const auto outputs = kernel.RunBackward(std::move(inputs));
-      for (size_t i = call->mode == Mode::kFull ? 0 : 1; i < picks.size(); ++i) {
-        if (picks[i] >= 0 && ctx->needs_input_grad(i)) result[i] = outputs[picks[i]];
-      }
-    }
-    if (needs_h && call->mode == Mode::kTraining) result[0] = grads[0];
-    if (needs_h && call->mode == Mode::kGrafting) {
-      // Not a multiplication at alpha = 1: the host is cut off even from an infinite gradient.
-      result[0] = call->alpha == 1.0 ? at::zeros_like(grads[0]) : at::mul(grads[0], 1.0 - call->alpha);
-    }
-    return result;
-  }
-};
-
-bool RequiresGrad(const at::Tensor& tensor) { return tensor.requires_grad(); }
-
 }  // namespace
 
-at::Tensor ApplySeed(const at::Tensor& h, const variable_list& params,
+Forward RunSeedForward(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
+                       double alpha, Mode mode, bool save) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::AutoGradMode no_grad(false);
+  Tensors inputs = ForwardInputs(kernel, h, params, alpha, mode);
+  Forward result;
+  if (!save) {
+    result.out = std::move(kernel.RunForward(std::move(inputs))[0]);
+    return result;
+  }
+  Tensors outputs = kernel.RunForward(inputs);
+  result.saved.reserve(kernel.sources().size());
+  for (const auto& source : kernel.sources()) {
+    if (source.kind == Source::Kind::kForwardInput) result.saved.push_back(inputs[source.index]);
+    if (source.kind == Source::Kind::kForwardOutput) result.saved.push_back(outputs[source.index]);
+  }
+  result.out = std::move(outputs[0]);
+  return result;
+}
+
+Tensors RunSeedBackward(SeedKernel& kernel, Tensors saved, const at::Tensor& grad, double alpha,
+                        Mode mode, const std::vector<bool>& needs) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  const auto& picks = kernel.gradients();
+  Tensors result(picks.size());
+  const size_t first = mode == Mode::kFull ? 0 : 1;
+  if (std::any_of(needs.begin() + first, needs.end(), [](bool need) { return need; })) {
+    Tensors inputs;
+    inputs.reserve(kernel.sources().size());
+    size_t next = 0;
+    for (const auto& source : kernel.sources()) {
+      inputs.push_back(source.kind == Source::Kind::kGradOutput ? grad.contiguous()
+                                                                : std::move(saved[next++]));
+    }
+    Tensors outputs = kernel.RunBackward(std::move(inputs));
+    for (size_t i = first; i < picks.size(); ++i) {
+      if (picks[i] >= 0 && needs[i]) result[i] = outputs[picks[i]];
+    }
+  }
+  if (needs[0] && mode == Mode::kTraining) result[0] = grad;
+  if (needs[0] && mode == Mode::kGrafting) {
+    // Not a multiplication at alpha = 1: the host is cut off even from an infinite gradient.
+    result[0] = alpha == 1.0 ? at::zeros_like(grad) : at::mul(grad, 1.0 - alpha);
+  }
+  return result;
+}
+
+at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
                      const c10::intrusive_ptr<SeedKernel>& kernel, double alpha, Mode mode) {
   const bool grad = at::GradMode::is_enabled();
   const bool learns = grad && std::any_of(params.begin(), params.end(), RequiresGrad);
   if (mode == Mode::kTraining && !learns) return h;
   if (!learns && !(grad && h.requires_grad())) {
-    return kernel->RunForward(ForwardInputs(*kernel, h, params, alpha, mode))[0];
+    return RunSeedForward(*kernel, h, params, alpha, mode, false).out;
   }
-  return SeedNode::apply(h, at::TensorList(params), c10::make_intrusive<Call>(kernel, alpha, mode));
+  const auto node = c10::make_intrusive<SeedNode>();
+  node->kernel = kernel;
+  node->alpha = alpha;
+  node->mode = mode;
+  ag::edge_list edges;
+  edges.reserve(params.size() + 1);
+  edges.push_back(ag::impl::gradient_edge(h));
+  for (const auto& param : params) edges.push_back(ag::impl::gradient_edge(param));
+  node->set_next_edges(std::move(edges));
+
+  Forward forward = RunSeedForward(*kernel, h, params, alpha, mode, true);
+  at::Tensor out = forward.out;
+  if (mode == Mode::kTraining) {
+    // The same memory under a new name, with this node behind it. It shares h's version counter,
+    // so that an in-place change of either is noticed by whoever saved the other.
+    at::AutoDispatchBelowADInplaceOrView below;
+    out = at::detach(h);
+    ag::impl::set_version_counter(out, ag::impl::version_counter(h));
+  }
+  ag::set_history(out, node);
+  node->saved.reserve(forward.saved.size());
+  for (const auto& tensor : forward.saved) {
+    node->saved.emplace_back(tensor, tensor.is_same(out));
+  }
+  return out;
 }
 
 }  // namespace esper

@@ -63,6 +63,10 @@ class QueueFull(EsperError):
     """A queue refused an arrival because it is full of items of no lower priority."""
 
 
+class CacheFull(EsperError):
+    """Every kernel in the cache is in use, and there is no room for one more."""
+
+
 class SiteError(EsperError):
     """A growth site does not exist, or its module cannot be grown there."""
 

@@ -4,7 +4,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -25,7 +24,7 @@ struct alignas(sizeof(T) * N) Pack {
 // Both kernels walk the array in packs with a grid stride; the last thread's neighbours take the
 // elements that do not fill a pack. 64-bit indices: activations of 2^31 elements exist.
 template <typename T, int N>
-__global__ void LerpKernel(T* __restrict__ out, const T* __restrict__ h, const T* __restrict__ s,
+__global__ void LerpKernel(T* out, const T* h, const T* s,
                            at::opmath_type<T> alpha, int64_t n) {
   using Op = at::opmath_type<T>;
   using P = Pack<T, N>;
@@ -50,7 +49,7 @@ __global__ void LerpKernel(T* __restrict__ out, const T* __restrict__ h, const T
 }
 
 template <typename T, int N>
-__global__ void SplitKernel(T* __restrict__ gh, T* __restrict__ gs, const T* __restrict__ g,
+__global__ void SplitKernel(T* gh, T* gs, const T* g,
                             at::opmath_type<T> keep, at::opmath_type<T> alpha, int64_t n) {
   using Op = at::opmath_type<T>;
   using P = Pack<T, N>;
@@ -86,11 +85,11 @@ int Grid(int64_t work) {
 
 }  // namespace
 
-at::Tensor BlendForwardCuda(const at::Tensor& h, const at::Tensor& s, double alpha) {
+void BlendForwardCuda(const at::Tensor& out, const at::Tensor& h, const at::Tensor& s,
+                      double alpha) {
   const c10::cuda::CUDAGuard on_device(h.device());
-  at::Tensor out = at::empty_like(h);
   const int64_t n = h.numel();
-  if (n == 0) return out;
+  if (n == 0) return;
   const auto stream = at::cuda::getCurrentCUDAStream();
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, h.scalar_type(), "esper_blend_forward", [&] {
@@ -107,21 +106,19 @@ at::Tensor BlendForwardCuda(const at::Tensor& h, const at::Tensor& s, double alp
         }
         C10_CUDA_KERNEL_LAUNCH_CHECK();
       });
-  return out;
 }
 
-Grads BlendBackwardCuda(const at::Tensor& grad, double alpha) {
+void BlendBackwardCuda(const Grads& out, const at::Tensor& grad, double alpha) {
   const c10::cuda::CUDAGuard on_device(grad.device());
-  Grads result{at::empty_like(grad), at::empty_like(grad)};
   const int64_t n = grad.numel();
-  if (n == 0) return result;
+  if (n == 0) return;
   const auto stream = at::cuda::getCurrentCUDAStream();
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, grad.scalar_type(), "esper_blend_backward", [&] {
         constexpr int kWide = 16 / sizeof(scalar_t);
         using Op = at::opmath_type<scalar_t>;
-        auto* const gh = result.h.mutable_data_ptr<scalar_t>();
-        auto* const gs = result.s.mutable_data_ptr<scalar_t>();
+        auto* const gh = out.h.mutable_data_ptr<scalar_t>();
+        auto* const gs = out.s.mutable_data_ptr<scalar_t>();
         const auto* const g = grad.const_data_ptr<scalar_t>();
         const auto keep = static_cast<Op>(1.0 - alpha);
         const auto a = static_cast<Op>(alpha);
@@ -133,7 +130,6 @@ Grads BlendBackwardCuda(const at::Tensor& grad, double alpha) {
         }
         C10_CUDA_KERNEL_LAUNCH_CHECK();
       });
-  return result;
 }
 
 }  // namespace esper

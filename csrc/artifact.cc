@@ -1,0 +1,259 @@
+#include "artifact.h"
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include <ATen/Version.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef ESPER_WITH_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#endif
+
+#include "errors.h"
+#include "sha256.h"
+
+#ifndef ESPER_TORCH_BUILD
+#error "ESPER_TORCH_BUILD must be torch.__version__ of the torch that is built against"
+#endif
+
+namespace esper {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kLocal = 30, kCentral = 46, kEnd = 22;  // zip's headers, without names
+constexpr const char* kAgain = "; fetch it again, or compile the blueprint again";
+
+struct Part {
+  std::string_view name;
+  uint64_t cap;
+  std::string_view Members::* place;
+};
+constexpr std::array<Part, 4> kParts{{
+    {"manifest.json", kMaxManifest, &Members::manifest},
+    {"blueprint.json", kMaxBlueprint, &Members::blueprint},
+    {"forward.so", kMaxLibrary, &Members::forward},
+    {"backward.so", kMaxLibrary, &Members::backward},
+}};
+constexpr uint64_t kMaxArtifact = kMaxManifest + kMaxBlueprint + 2 * kMaxLibrary + (1 << 16);
+
+[[noreturn]] void Corrupt(const std::string& what) { throw ArtifactCorrupt(what + kAgain); }
+
+// Takes bytes from the front of what is left; refuses to go beyond the end.
+class Reader {
+ public:
+  explicit Reader(std::string_view left) : left_(left) {}
+
+  std::string_view Take(uint64_t size, const char* what) {
+    if (size > left_.size()) Corrupt(std::string("the file ends within ") + what);
+    const std::string_view taken = left_.substr(0, size);
+    left_.remove_prefix(size);
+    return taken;
+  }
+  bool empty() const { return left_.empty(); }
+
+ private:
+  std::string_view left_;
+};
+
+// A little-endian number of `width` bytes at `offset`; the caller knows that they are there.
+uint64_t Number(std::string_view bytes, size_t offset, size_t width) {
+  uint64_t value = 0;
+  for (size_t i = 0; i < width; ++i) {
+    value |= uint64_t{static_cast<unsigned char>(bytes[offset + i])} << (8 * i);
+  }
+  return value;
+}
+
+void Need(bool holds, std::string_view member, const char* what) {
+  if (!holds) Corrupt("the zip's headers of " + std::string(member) + ": " + what);
+}
+
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  ~FileDescriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  const int fd_;
+};
+
+[[noreturn]] void Fail(const std::string& doing) {
+  throw std::system_error(errno, std::generic_category(), doing);
+}
+
+std::string ReadFile(const std::string& path) {
+  // O_NONBLOCK: opening a FIFO that somebody left at this path must not hang.
+  const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  struct stat status;
+  if (file.get() < 0 || fstat(file.get(), &status) != 0) Fail("cannot open " + path);
+  if (!S_ISREG(status.st_mode)) {
+    throw ArtifactCorrupt(path + ": not a plain file; an artifact is one zip file");
+  }
+  const auto size = static_cast<uint64_t>(status.st_size);
+  if (size > kMaxArtifact) {
+    throw ArtifactCorrupt(path + ": " + std::to_string(size) + " bytes, an artifact has at most " +
+                          std::to_string(kMaxArtifact));
+  }
+  std::string content(size + 1, '\0');  // one more, to notice a file that grows meanwhile
+  size_t filled = 0;
+  while (filled < content.size()) {
+    const ssize_t n = read(file.get(), content.data() + filled, content.size() - filled);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) Fail("cannot read " + path);
+    if (n == 0) break;
+    filled += static_cast<size_t>(n);
+  }
+  if (filled != size) {
+    throw ArtifactCorrupt(path + ": the file changed while it was read; try again");
+  }
+  content.resize(size);
+  return content;
+}
+
+// A folder of this user's alone, gone with its owner. Not a memfd: the dynamic linker takes a
+// library whose path it has seen before for the same library, and /proc/self/fd/N comes round
+// again.
+class PrivateFolder {
+ public:
+  PrivateFolder() : path_((fs::temp_directory_path() / "esper-kernel-XXXXXX").string()) {
+    if (mkdtemp(path_.data()) == nullptr) Fail("cannot make a folder " + path_);
+  }
+  PrivateFolder(const PrivateFolder&) = delete;
+  PrivateFolder& operator=(const PrivateFolder&) = delete;
+  ~PrivateFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
+  std::string Write(const std::string& name, std::string_view content) const {
+    const std::string path = path_ + "/" + name;
+    const FileDescriptor file(
+        open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR));
+    if (file.get() < 0) Fail("cannot make " + path);
+    while (!content.empty()) {
+      const ssize_t n = write(file.get(), content.data(), content.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) Fail("cannot write " + path);
+      content.remove_prefix(static_cast<size_t>(n));
+    }
+    return path;
+  }
+
+ private:
+  std::string path_;
+};
+
+std::string IsaHere(const at::Device& device) {
+  if (device.is_cpu()) return at::get_cpu_capability();
+#ifdef ESPER_WITH_CUDA
+  if (device.is_cuda() && at::cuda::is_available()) {
+    const auto* const properties = at::cuda::getCurrentDeviceProperties();
+    return "sm_" + std::to_string(properties->major) + std::to_string(properties->minor);
+  }
+#endif
+  throw ArtifactMismatch("the kernel is made for device " + device.str() +
+                         ", which this process cannot use; choose a kernel for cpu");
+}
+
+void CheckRunsHere(const Expected& expected) {
+  const char* const again = "; let Tezzeret compile the blueprint again here";
+  if (expected.torch != ESPER_TORCH_BUILD) {
+    throw ArtifactMismatch("kernel " + expected.kernel_id + " is built for torch " +
+                           expected.torch + ", this is torch " ESPER_TORCH_BUILD + again);
+  }
+  const std::string here = IsaHere(at::Device(expected.device));
+  if (expected.isa != here) {
+    throw ArtifactMismatch("kernel " + expected.kernel_id + " is built for " + expected.isa +
+                           " (" + expected.device + "), this machine runs " + here + again);
+  }
+}
+
+}  // namespace
+
+Members ParseArtifact(std::string_view file) {
+  Members members;
+  std::array<uint64_t, kParts.size()> offsets{};
+  Reader reader(file);
+  uint64_t offset = 0;
+  for (size_t i = 0; i < kParts.size(); ++i) {
+    const Part& part = kParts[i];
+    offsets[i] = offset;
+    const auto header = reader.Take(kLocal, "a header");
+    Need(Number(header, 0, 4) == 0x04034b50, part.name, "no member begins here");
+    // Encryption, sizes that follow the data, and compression are all left out of artifacts.
+    Need(Number(header, 6, 2) == 0 && Number(header, 8, 2) == 0, part.name,
+         "flags or compression; artifacts are stored as they are");
+    const uint64_t size = Number(header, 22, 4);
+    Need(Number(header, 18, 4) == size && size <= part.cap, part.name, "size over the limit");
+    Need(Number(header, 26, 2) == part.name.size() && Number(header, 28, 2) == 0, part.name,
+         "another name or an extra field");
+    Need(reader.Take(part.name.size(), "a name") == part.name, part.name, "another name");
+    members.*(part.place) = reader.Take(size, "a member");
+    offset += kLocal + part.name.size() + size;
+  }
+  const uint64_t directory = offset;
+  for (size_t i = 0; i < kParts.size(); ++i) {
+    const Part& part = kParts[i];
+    const auto header = reader.Take(kCentral, "the directory");
+    const uint64_t size = (members.*(part.place)).size();
+    Need(Number(header, 0, 4) == 0x02014b50 && Number(header, 8, 2) == 0 &&
+             Number(header, 10, 2) == 0 && Number(header, 20, 4) == size &&
+             Number(header, 24, 4) == size && Number(header, 28, 2) == part.name.size() &&
+             Number(header, 30, 2) == 0 && Number(header, 32, 2) == 0 &&
+             Number(header, 42, 4) == offsets[i] &&
+             reader.Take(part.name.size(), "a name") == part.name,
+         part.name, "the directory contradicts the member");
+    offset += kCentral + part.name.size();
+  }
+  const auto end = reader.Take(kEnd, "its end record");
+  if (Number(end, 0, 4) != 0x06054b50 || Number(end, 4, 4) != 0 ||
+      Number(end, 8, 2) != kParts.size() || Number(end, 10, 2) != kParts.size() ||
+      Number(end, 12, 4) != offset - directory || Number(end, 16, 4) != directory ||
+      Number(end, 20, 2) != 0 || !reader.empty()) {
+    Corrupt("the zip's end record contradicts what is before it, or something follows");
+  }
+  for (const auto code : {members.forward, members.backward}) {
+    if (code.substr(0, 4) != "\x7f" "ELF") Corrupt("the code is not an ELF shared object");
+  }
+  return members;
+}
+
+c10::intrusive_ptr<SeedKernel> OpenArtifact(const Expected& expected) {
+  CheckRunsHere(expected);
+  const std::string file = ReadFile(expected.path);
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(file.data());
+  const std::string found = Sha256(bytes, file.size());
+  if (found != expected.digest) {
+    Corrupt(expected.path + ": the SHA-256 is " + found + ", expected " + expected.digest +
+            "; the file is damaged or another one");
+  }
+  Members members;
+  try {
+    members = ParseArtifact(file);
+  } catch (const ArtifactCorrupt& e) {
+    throw ArtifactCorrupt(expected.path + ": " + e.what());
+  }
+  const PrivateFolder folder;
+  // Once mapped, the files are not needed.
+  auto kernel = c10::make_intrusive<SeedKernel>(
+      folder.Write("forward.so", members.forward), folder.Write("backward.so", members.backward),
+      expected.backward_inputs, expected.gradients, expected.device, expected.dtype);
+  kernel->papers = {std::string(members.manifest), std::string(members.blueprint),
+                    members.forward.size() + members.backward.size()};
+  return kernel;
+}
+
+}  // namespace esper

@@ -1,0 +1,50 @@
+#pragma once
+
+// Clang's thread-safety analysis (-Wthread-safety); nothing elsewhere. std::mutex is not
+// annotated in libstdc++, so the guarded classes use the two below.
+
+#include <condition_variable>
+#include <mutex>
+
+#if defined(__clang__)
+#define ESPER_TSA(x) __attribute__((x))
+#else
+#define ESPER_TSA(x)
+#endif
+
+#define ESPER_CAPABILITY ESPER_TSA(capability("mutex"))
+#define ESPER_SCOPED ESPER_TSA(scoped_lockable)
+#define ESPER_GUARDED_BY(m) ESPER_TSA(guarded_by(m))
+#define ESPER_REQUIRES(m) ESPER_TSA(requires_capability(m))
+#define ESPER_EXCLUDES(m) ESPER_TSA(locks_excluded(m))
+#define ESPER_ACQUIRE(...) ESPER_TSA(acquire_capability(__VA_ARGS__))
+#define ESPER_RELEASE(...) ESPER_TSA(release_capability(__VA_ARGS__))
+
+namespace esper {
+
+class ESPER_CAPABILITY Mutex {
+ public:
+  void Lock() ESPER_ACQUIRE() { mutex_.lock(); }
+  void Unlock() ESPER_RELEASE() { mutex_.unlock(); }
+  std::mutex& native() { return mutex_; }  // for condition variables
+
+ private:
+  std::mutex mutex_;
+};
+
+class ESPER_SCOPED Locked {
+ public:
+  explicit Locked(Mutex& mutex) ESPER_ACQUIRE(mutex) : lock_(mutex.native()) {}
+  ~Locked() ESPER_RELEASE() = default;
+
+  // Gives the mutex up while it waits, and has it again when it returns.
+  template <typename Ready>
+  void Wait(std::condition_variable& signal, Ready ready) {
+    signal.wait(lock_, std::move(ready));
+  }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+};
+
+}  // namespace esper
