@@ -41,7 +41,9 @@ lint: setup
 	$(BIN)/mypy esper
 
 bench: setup
+	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks.page benchmarks/results/latest.json benchmarks/results/latest.html
 
 clean:
 	rm -rf $(VENV) build esper.egg-info esper/*.so
