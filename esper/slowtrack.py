@@ -5,8 +5,9 @@
 
 One supervisor process stands between the trainer and the services. It holds the read end
 of a pipe whose write end the trainer holds: when the trainer goes, however it goes, the
-kernel closes the pipe, and the supervisor ends every descendant before itself. Should the
-supervisor be killed, the parent-death signal ends the services.
+kernel closes the pipe, and the supervisor ends every descendant before itself. What the trainer
+forked (workers of a data loader, say) holds that end too, so the supervisor also looks whose
+child it is. Should the supervisor be killed, the parent-death signal ends the services.
 
 Everything runs at idle priority *in the trainer's own session*. The kernel groups processes
 by session (autogroup), and idle priority counts only inside a group; a session of its own
@@ -81,7 +82,7 @@ class SlowTrack:
         with self.log_file.open("ab") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "esper.slowtrack", "supervise", str(self.library),
-                 *self._arguments],
+                 "--parent", str(os.getpid()), *self._arguments],
                 stdin=subprocess.PIPE, stdout=out, stderr=out,
             )
         return self
@@ -90,11 +91,12 @@ class SlowTrack:
         return self._process is not None and self._process.poll() is None
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Close the pipe and wait; kill what is left after `timeout` seconds."""
+        """Tell the supervisor and wait; kill what is left after `timeout` seconds."""
         process, self._process = self._process, None
         if process is None or process.stdin is None:
             return
         process.stdin.close()
+        process.terminate()  # a process that the trainer forked may hold the pipe open
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -139,6 +141,8 @@ def _set_priority(priority: Priority) -> None:
 def _supervise(options: argparse.Namespace) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed service come to us, to be ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; the pipe tells us
+    told: list[int] = []  # not an Event: setting one from a handler can wait for its own lock
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     _set_priority(options.priority)
     names = ["karn", *(f"tezzeret-{i}" for i in range(options.tezzeret)), "urabrask"]
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -151,7 +155,7 @@ def _supervise(options: argparse.Namespace) -> None:
         trainer_gone.set()
 
     threading.Thread(target=wait_for_the_trainer, daemon=True).start()
-    while not trainer_gone.is_set():
+    while not (trainer_gone.is_set() or told or os.getppid() != options.parent):
         for name in names:
             process = running.get(name)
             if process is not None and process.poll() is None:
@@ -211,10 +215,10 @@ def main() -> None:
     supervise.add_argument("--priority", choices=("idle", "normal"), default="idle")
     supervise.set_defaults(run=_supervise)
     serve = commands.add_parser("serve")
-    serve.add_argument("--parent", type=int, required=True)
     serve.set_defaults(run=_serve)
     for command in (supervise, serve):
         command.add_argument("library")
+        command.add_argument("--parent", type=int, required=True)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--pipeline")
     serve.add_argument("name")

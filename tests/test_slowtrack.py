@@ -62,6 +62,46 @@ def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
                 if here in " ".join(p.info["cmdline"] or [])]
 
 
+FORKING_TRAINER = """
+import os, sys, time
+from esper.slowtrack import SlowTrack
+track = SlowTrack(sys.argv[1]).start()
+worker = os.fork()
+if worker == 0:
+    time.sleep(600)
+print(track.pid, worker, flush=True)
+if sys.stdin.readline():
+    track.stop()
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("ends", ["stop", "kill"])
+def test_a_process_that_the_trainer_forked_keeps_nothing_alive(tmp_path: Path, ends: str) -> None:
+    """It inherits the pipe, so the pipe alone does not tell the supervisor."""
+    trainer = subprocess.Popen([sys.executable, "-c", FORKING_TRAINER, str(tmp_path)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None and trainer.stdin is not None
+    supervisor, worker = map(int, trainer.stdout.readline().split())
+    try:
+        assert wait_until(lambda: len(services_of(supervisor)) >= 3, 30)
+        family = [psutil.Process(supervisor), *services_of(supervisor)]
+        start = time.monotonic()
+        if ends == "stop":
+            print("now", file=trainer.stdin, flush=True)
+            assert trainer.stdout.readline() == "stopped\n"
+            # Past ten seconds `stop` gives up asking and kills.
+            assert time.monotonic() - start < 9
+        else:
+            trainer.kill()
+        trainer.wait()
+        assert not psutil.wait_procs(family, timeout=15)[1]
+        assert psutil.pid_exists(worker), "the test is about a worker that is still there"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        trainer.kill()
+
+
 def test_services_run_idle_in_the_trainers_session_and_stop_with_it(tmp_path: Path) -> None:
     with SlowTrack(tmp_path) as track:
         assert track.pid is not None
