@@ -151,7 +151,11 @@ class Session:
         if len(self._unseen) < self._check_every:
             return self._tick()
         # One synchronization for all losses since the last look.
-        values = torch.stack(self._unseen).tolist()
+        return self._look() and self._tick()
+
+    def _look(self) -> bool:
+        """Look at the losses not yet seen; False where one of them rolled the run back."""
+        values = torch.stack(self._unseen).tolist() if self._unseen else []
         self._epoch_losses += values
         self._unseen.clear()
         for value in values:
@@ -159,7 +163,7 @@ class Session:
                 self._roll_back(value)
                 return False
             self._recent.append(value)
-        return self._tick()
+        return True
 
     def _tick(self) -> bool:
         if self.growth.tick():
@@ -171,10 +175,10 @@ class Session:
             return False
         return value > self._explosion * max(self._recent)
 
-    def _roll_back(self, value: float) -> None:
+    def _roll_back(self, value: float, what: str = "loss") -> None:
         self.rollbacks += 1
         self._rolled_back = True
-        reason = f"loss {value:g} at step {self.growth.step}; largest of the recent ones " + (
+        reason = f"{what} {value:g} at step {self.growth.step}; largest of the recent ones " + (
             f"{max(self._recent):.4g}" if self._recent else "not known")
         started = time.perf_counter()
         self.growth.roll_back(reason)
@@ -193,13 +197,22 @@ class Session:
     # -- the epoch boundary ---------------------------------------------------------------
 
     def epoch(self) -> EpochSummary:
-        """End an epoch: measure, decide, obey, take a snapshot."""
+        """End an epoch: measure, decide, obey, take a snapshot.
+
+        A held-out loss that is NaN or infinite is rolled back too: a step whose loss was still
+        fine may have left such weights.
+
+        Raises:
+            EsperError: as `step`.
+        """
         self.growth.end_epoch()
-        self._epoch_losses += [float(loss) for loss in self._unseen]
-        self._unseen.clear()
+        self._look()
+        holdout = mean_loss(self.model, self._loss_fn, self._holdout)
+        if not math.isfinite(holdout):
+            self._roll_back(holdout, "held-out loss")
+            holdout = mean_loss(self.model, self._loss_fn, self._holdout)
         train = fmean(self._epoch_losses) if self._epoch_losses else None
         self._epoch_losses.clear()
-        holdout = mean_loss(self.model, self._loss_fn, self._holdout)
         if train is not None:
             self._train_losses.append(train)
         self._holdout_losses.append(holdout)
@@ -219,8 +232,9 @@ class Session:
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
             self.rollbacks = 0
-        if not any(s.state in _INFLUENTIAL for s in self.growth.active()):
-            # A snapshot with a half-blended seed in it would not be one to go back to.
+        blending = any(s.state in _INFLUENTIAL for s in self.growth.active())
+        # A snapshot with a half-blended seed in it would not be one to go back to.
+        if not blending and math.isfinite(holdout):
             self._snapshot = self._capture()
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
                                sites, seconds, rolled_back)
@@ -289,6 +303,10 @@ class Session:
             loss_after=evidence[2] if evidence else None,
             epochs=self.growth.epoch - self._born.get(seed.trace_id, self.growth.epoch),
         )
+        if seed.state is SeedState.FOSSILIZED:
+            # A fossil stays, so every state to go back to must have it, whatever else is
+            # being blended in just now.
+            self._snapshot = self._capture()
         self._publish(report)
         self._in_background("field report", lambda lib: lib.add_report(report))
 

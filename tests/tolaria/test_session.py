@@ -143,6 +143,56 @@ def test_a_nan_rolls_model_optimizer_random_state_and_seeds_back() -> None:
     session.close()
 
 
+def finite(model: nn.Module) -> bool:
+    return all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_weights_that_went_bad_in_the_last_step_of_an_epoch_are_no_snapshot() -> None:
+    session, data = make_session()
+    Trainer(session.model, session.optimizer, loss_fn, data, session).fit(1)
+    with torch.no_grad():
+        next(session.model.parameters()).fill_(float("nan"))
+    summary = session.epoch()
+    assert summary.rolled_back and finite(session.model)
+    assert session.rollbacks == 1 and torch.tensor(summary.holdout_loss).isfinite()
+    session.close()
+
+
+def test_losses_not_yet_looked_at_are_looked_at_before_the_snapshot() -> None:
+    session, data = make_session()
+    session._check_every = 20  # as on a GPU
+    assert session.step(loss_fn(session.model, data[0]))
+    with torch.no_grad():
+        next(session.model.parameters()).mul_(1e3)
+    assert session.step(torch.tensor(float("inf")))
+    assert session.epoch().rolled_back
+    assert loss_fn(session.model, data[0]) < 10
+    session.close()
+
+
+def test_a_fossil_outlives_a_rollback_while_another_seed_is_blended_in() -> None:
+    script = {1: [(Action.GERMINATE, "1")], 2: [(Action.ADVANCE, "1"), (Action.GERMINATE, "3")],
+              3: [(Action.ADVANCE, "1"), (Action.ADVANCE, "3")], 4: [(Action.FOSSILIZE, "1")]}
+    session, data = make_session(policy=Scripted(script))
+    growth = session.growth
+    growth.graft_steps = 8
+    trainer = Trainer(session.model, session.optimizer, loss_fn, data, session)
+    trainer.fit(4)
+    (fossil,) = growth.fossils()
+    assert growth.sites["3"].state is SeedState.STABILIZATION
+    kept = [p.detach().clone() for p in fossil.params]
+    with torch.no_grad():
+        for p in session.model.parameters():
+            p.fill_(float("nan"))
+    assert not session.step(torch.tensor(float("nan")))
+    assert growth.sites["3"].state is SeedState.ROLLED_BACK
+    assert all(torch.equal(a, b) for a, b in zip(kept, fossil.params, strict=True))
+    assert finite(session.model)
+    trainer.fit(1)
+    assert finite(session.model)
+    session.close()
+
+
 def test_a_run_that_keeps_failing_ends_with_an_error_that_says_so() -> None:
     session, _data = make_session(max_rollbacks=2)
     nan = torch.tensor(float("nan"))
