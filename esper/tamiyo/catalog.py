@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from esper.leyline.library import Library
+from esper.leyline.library import KernelRecord, Library
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.tamiyo.state import Catalog
@@ -18,12 +18,23 @@ class CatalogWatch:
     """Polls `library` every `period` seconds; `current` is the last answer, never a wait.
 
     A library that does not answer leaves the last copy standing; the failure is logged.
+
+    Args:
+        why_not: the reason why a kernel cannot run here, "" where it can. Those that cannot are
+            left out, each with one line in the log: a library outlives torch builds, and may
+            be shared with other machines.
     """
 
     def __init__(
-        self, library: Library, signatures: Sequence[SiteSignature], period: float = 1.0
+        self,
+        library: Library,
+        signatures: Sequence[SiteSignature],
+        period: float = 1.0,
+        why_not: Callable[[KernelRecord], str] = lambda kernel: "",
     ) -> None:
         self._library, self._signatures, self._period = library, tuple(signatures), period
+        self._why_not = why_not
+        self._left_out: set[str] = set()
         self.current = Catalog()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="esper-catalog", daemon=True)
@@ -34,11 +45,19 @@ class CatalogWatch:
         kernels = [
             k for s in dict.fromkeys(self._signatures)
             for k in self._library.kernels(signature=s, status=KernelStatus.VALIDATED)
+            if self._runs_here(k)
         ]
         self.current = Catalog(
             tuple(kernels), tuple(self._library.reports()), self._library.capacity()
         )
         return self.current
+
+    def _runs_here(self, kernel: KernelRecord) -> bool:
+        reason = self._why_not(kernel)
+        if reason and kernel.kernel_id not in self._left_out:
+            self._left_out.add(kernel.kernel_id)
+            log.info("left out of the catalog: %s", reason)
+        return not reason
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.errors import ContractError, EsperError
+from esper.errors import ArtifactMismatch, ContractError, EsperError
+from esper.kasmina.artifact import check_runs_here
 from esper.kasmina.growth import growth_of
 from esper.kasmina.loader import Loader
 from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
 from esper.leyline.command import FieldReport
 from esper.leyline.events import Event, Priority, Topic, new_id
-from esper.leyline.library import Library
+from esper.leyline.library import KernelRecord, Library
 from esper.leyline.lifecycle import SeedState
 from esper.tamiyo.catalog import CatalogWatch
 from esper.tamiyo.heuristic import HeuristicPolicy
@@ -133,7 +134,8 @@ class Session:
             signatures = [s.found.signature for s in self.growth.sites.values()]
             for signature in dict.fromkeys(signatures):
                 library.register_signature(signature)
-            self._watch, self._loader = CatalogWatch(library, signatures), Loader(library)
+            self._watch = CatalogWatch(library, signatures, why_not=_why_not_here)
+            self._loader = Loader(library)
         self._snapshot = self._capture()
 
     # -- the fast track -------------------------------------------------------------------
@@ -346,6 +348,14 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _why_not_here(kernel: KernelRecord) -> str:
+    try:
+        check_runs_here(kernel.manifest)
+    except ArtifactMismatch as e:
+        return str(e)
+    return ""
 
 
 def _device(model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from esper.errors import ContractError, EsperError
 from esper.leyline.command import Action, FieldReport, Transition
 from esper.leyline.events import Event, Topic
 from esper.leyline.lifecycle import SeedState
+from esper.leyline.signature import SiteKind
+from esper.leyline.verdict import ValidationReport
 from esper.tamiyo.state import Catalog, Decision, SystemState
 from esper.tolaria.session import Session
 from esper.tolaria.trainer import Trainer
-from tests.support import HOSTS, ReadyLoader, command, germinate, mlp, to_full
+from esper.urza.library import LocalLibrary
+from tests.artifacts import members, pack
+from tests.support import HOSTS, ReadyLoader, bottleneck, command, germinate, mlp, to_full
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -252,3 +257,31 @@ def test_a_scheduler_goes_on_over_growth_and_culling() -> None:
     trainer.fit(1)
     assert len(optimizer.param_groups) == 1
     again.close()
+
+
+def test_kernels_for_another_torch_are_not_offered_and_stay_sound(tmp_path: Path) -> None:
+    """A library outlives torch builds; what is refused here is no failure in the field."""
+    library = LocalLibrary(tmp_path)
+    model = mlp()
+    kasmina.wrap(model, sites=["1"], example=torch.randn(2, 16))
+    signature = kasmina.growth_of(model).sites["1"].found.signature
+    code = {"forward.so": b"\x7fELF", "backward.so": b"\x7fELF"}
+    ir = bottleneck(SiteKind.FEATURES)
+    library.submit(ir, signature, author="test")
+    for torch_build in (None, "1.0.0"):
+        claim = library.claim_blueprint("test", 60) or library.claim_recompilation(
+            ir.id, signature, "test", 60)
+        assert claim is not None
+        made = library.complete_blueprint(
+            claim, pack(members(ir, signature, code, torch_build=torch_build).items()))
+        work = library.claim_kernel("test", 60)
+        assert work is not None
+        library.complete_kernel(work, ValidationReport(
+            kernel_id=made.kernel_id, accepted=True, seconds=0.0))
+    assert len(library.kernels()) == 2
+    session = Session(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_fn,
+                      holdout=batches("mlp", 1), library=library)
+    assert session._watch is not None
+    (offered,) = session._watch.refresh().kernels
+    assert offered.manifest.toolchain.torch == torch.__version__
+    session.close()
