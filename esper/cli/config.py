@@ -68,7 +68,8 @@ class BudgetConfig(Section):
 
 
 class PolicyConfig(Section):
-    """The settings of `tamiyo.heuristic.HeuristicPolicy`, in epochs where a time is meant."""
+    """The settings of `tamiyo.heuristic.HeuristicPolicy`, in epochs where a time is meant. A
+    kernel must carry all of `tags`."""
 
     trigger: Literal["schedule", "plateau"] = "schedule"
     start: int = Field(default=2, ge=0)
@@ -81,6 +82,7 @@ class PolicyConfig(Section):
     stabilization_epochs: int = Field(default=1, ge=0)
     fine_tuning_epochs: int = Field(default=1, ge=0)
     min_gain: float = Field(default=0.0, ge=0)
+    tags: tuple[str, ...] = ()
     budget: BudgetConfig = BudgetConfig()
 
 

@@ -21,7 +21,8 @@ class HeuristicPolicy:
 
     Where: the dormant site with the largest gradient signal. Which: the kernel whose
     blueprint has the best mean gain in field reports, untried ones taking an optimistic
-    prior, faster ones preferred; within what is left of `max_parameters`.
+    prior, faster ones preferred; within what is left of `max_parameters`, and only those that
+    carry all of `tags` (see urabrask.tags: "high_speed", "low_memory", ...).
 
     A seed whose counterfactual gain is above `min_gain` (a share of the held-out loss) moves
     on; one that shows none within `training_epochs` is culled.
@@ -35,6 +36,7 @@ class HeuristicPolicy:
     max_growths: int = 8
     max_active: int = 1
     max_parameters: int | None = None
+    tags: tuple[str, ...] = ()
     training_epochs: int = 3
     stabilization_epochs: int = 1
     fine_tuning_epochs: int = 1
@@ -124,6 +126,11 @@ class HeuristicPolicy:
             if left is not None and size > left:
                 looked.append(Considered(kernel.kernel_id, site.name, False,
                                          f"{size} parameters, {left} left in the budget"))
+                continue
+            carried = {t.name for t in kernel.report.tags} if kernel.report is not None else set()
+            if lacking := [t for t in self.tags if t not in carried]:
+                looked.append(Considered(kernel.kernel_id, site.name, False,
+                                         f"not tagged {', '.join(lacking)}"))
                 continue
             mean = means.get(kernel.blueprint_id)
             speed = kernel.report.speedup if kernel.report is not None else None

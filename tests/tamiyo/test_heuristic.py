@@ -11,6 +11,7 @@ from esper.leyline.command import Action, FieldReport
 from esper.leyline.library import KernelRecord
 from esper.leyline.lifecycle import KernelStatus, SeedState
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.leyline.verdict import Tag, ValidationReport
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, SiteStatus, SystemState
 from tests.support import bottleneck, opened
@@ -18,12 +19,15 @@ from tests.support import bottleneck, opened
 SIG = SiteSignature(kind=SiteKind.FEATURES, channels=12)
 
 
-def kernel(name: str, signature: SiteSignature = SIG) -> KernelRecord:
+def kernel(name: str, signature: SiteSignature = SIG, *tags: str) -> KernelRecord:
+    report = ValidationReport(
+        kernel_id=name, accepted=True, seconds=0,
+        tags=tuple(Tag(name=tag, evidence="test", value=1) for tag in tags))
     ir = bottleneck(signature.kind)
     manifest: Manifest = opened(ir, signature).manifest.model_copy(update={"kernel_id": name})
     return KernelRecord(kernel_id=name, blueprint_id=f"bp-{name}", manifest=manifest,
                         digest="0" * 64, size=1, status=KernelStatus.VALIDATED, created=0,
-                        updated=0)
+                        updated=0, report=report)
 
 
 def state(epoch: int, *sites: SiteStatus, losses: tuple[float, ...] = (1.0,),
@@ -77,6 +81,18 @@ def test_budget_and_repeats_are_refused_with_their_figures() -> None:
     assert used.considered[0].reason == "tried here before"
     other = SiteSignature(kind=SiteKind.FEATURES, channels=24)
     assert not policy.decide(state(1, site()), Catalog((kernel("k2", other),))).considered
+
+
+def test_kernels_without_the_wanted_tags_are_passed_over_by_name() -> None:
+    wanted = HeuristicPolicy(start=1, tags=("high_speed", "low_memory"))
+    kernels = (kernel("fast", SIG, "high_speed"), kernel("both", SIG, "low_memory", "high_speed"))
+    for order in (kernels, kernels[::-1]):
+        decision = replace(wanted).decide(state(1, site()), Catalog(order))
+        assert [c.kernel_id for c in decision.commands] == ["both"]
+        reasons = {c.kernel_id: c.reason for c in decision.considered}
+        assert reasons["fast"] == "not tagged low_memory"
+    unmeasured = kernels[1].model_copy(update={"report": None})
+    assert not replace(wanted).decide(state(1, site()), Catalog((unmeasured,))).commands
 
 
 def test_what_paid_in_the_field_is_preferred() -> None:
