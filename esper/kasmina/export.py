@@ -98,8 +98,9 @@ def _seed_source(seed: Seed, index: int) -> list[str]:
     ir, sig = seed.kernel.ir, seed.site.signature
     names = dict(zip((p.name for p in seed.kernel.manifest.parameters), seed.parameter_names,
                      strict=True))
-    lines = [f"def seed_{index}(module, h):",
-             f'    """{ir.name or ir.id} at {seed.site.name}; kernel {seed.kernel_id}."""']
+    # As a literal: a blueprint's name is whatever its author wrote, and this text is executed.
+    what = f"{ir.name or ir.id} at {seed.site.name}; kernel {seed.kernel_id}."
+    lines = [f"def seed_{index}(module, h):", f"    {what!r}"]
     variable = {INPUT: "h"} | {n.id: f"v_{n.id}" for n in ir.nodes}
     for node in ir.nodes:
         params = [f"module.{names[n]}" for leaf in ("weight", "bias")

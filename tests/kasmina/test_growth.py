@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,20 @@ print("equal")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
                           text=True, timeout=120)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.parametrize("name", ['"""\nopened = 1\n"""', "\\", "back\\slash\"\"\"", "'"])
+def test_a_blueprints_name_is_no_code_in_an_export(name: str, tmp_path: Path) -> None:
+    model, growth, x = wrapped("mlp")
+    germinate(growth, "1")
+    to_full(growth, "1")
+    (seed,) = growth.active()
+    assert seed.kernel is not None
+    seed.kernel = replace(seed.kernel, ir=seed.kernel.ir.model_copy(update={"name": name}))
+    torch.testing.assert_close(export(model, tmp_path)(x), model(x))
+    (function,) = [n for n in ast.parse((tmp_path / "grown.py").read_text()).body
+                   if isinstance(n, ast.FunctionDef) and n.name == "seed_0"]
+    assert name in (ast.get_docstring(function, clean=False) or "")
 
 
 def test_gradient_isolation_by_state() -> None:
