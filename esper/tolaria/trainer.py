@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.tolaria.measure import LossFn
@@ -43,7 +44,7 @@ class Trainer:
         """Train. `on_epoch` is called with (epoch, the session's summary, mean train loss)."""
         for epoch in range(1, epochs + 1):
             self.model.train()
-            total, count = 0.0, 0
+            good_losses: list[Tensor] = []
             for batch in self.batches:
                 started = time.perf_counter()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -53,9 +54,11 @@ class Trainer:
                 good = self.session.step(loss) if self.session is not None else True
                 self.step_seconds.append(time.perf_counter() - started)
                 if good:
-                    total, count = total + float(loss.detach()), count + 1
+                    good_losses.append(loss.detach())
             if self.scheduler is not None:
                 self.scheduler.step()
             summary = self.session.epoch() if self.session is not None else None
             if on_epoch is not None:
-                on_epoch(epoch, summary, total / count if count else float("nan"))
+                # Summed up here: looking at each loss would make the host wait at every step.
+                mean = float(torch.stack(good_losses).mean()) if good_losses else float("nan")
+                on_epoch(epoch, summary, mean)

@@ -285,3 +285,17 @@ def test_kernels_for_another_torch_are_not_offered_and_stay_sound(tmp_path: Path
     (offered,) = session._watch.refresh().kernels
     assert offered.manifest.toolchain.torch == torch.__version__
     session.close()
+
+
+def test_the_mean_loss_of_an_epoch_leaves_spent_batches_out() -> None:
+    session, data = make_session()
+    losses = iter([1.0, float("nan"), 2.0, 6.0])
+
+    def told(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss_fn(model, batch) * 0 + next(losses)
+
+    means: list[float] = []
+    trainer = Trainer(session.model, session.optimizer, told, data[:4], session)
+    trainer.fit(1, lambda epoch, summary, mean: means.append(mean))
+    assert means == [3.0]
+    session.close()
