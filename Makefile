@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell scripts/find-python)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The two versions that are tested; others from 2.7 on may do: make TORCH=torch ...
+# The two versions that are tested; later ones may do: make TORCH=torch ...
 TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info < (3, 12) else "torch==2.14.1")')
 STAMP := $(VENV)/.esper-installed
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/cuda/*.*)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from esper import __version__
 from esper.kasmina import native
 
-MIN_TORCH = (2, 7)
+MIN_TORCH = (2, 13)  # as in pyproject.toml
+INSTALL_TORCH = f"install torch {'.'.join(map(str, MIN_TORCH))} or later, then esper again"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def _torch() -> Check:
     except (ImportError, OSError) as e:  # OSError: torch is there, its libraries are not
         missing = importlib.util.find_spec("torch") is None
         found = "not installed" if missing else f"cannot be imported: {e}"
-        return Check("torch", found, False, "install torch 2.7 or later, then esper again")
+        return Check("torch", found, False, INSTALL_TORCH)
     version = str(torch.__version__)
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if numbers < MIN_TORCH:
-        return Check("torch", version, False, "install torch 2.7 or later, then esper again")
+        return Check("torch", version, False, INSTALL_TORCH)
     return Check("torch", f"{version}, {torch.get_num_threads()} threads", True)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_everything_is_looked_at() -> None:
     assert all(check.hint for check in checks if check.ok is False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         checks[0].ok = False  # type: ignore[misc]
+
+
+def test_the_oldest_torch_is_the_one_that_pip_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"torch>={'.'.join(map(str, doctor.MIN_TORCH))}" in project["dependencies"]
+
+
+@pytest.mark.skipif(os.environ.get(native.DISABLE, "0") not in ("", "0"),
+                    reason=f"turned off by {native.DISABLE}")
+def test_the_extension_is_here() -> None:
+    """Its own tests are skipped where it is not, which must not look like passing."""
+    assert native.extension() is not None, doctor.render()
 
 
 def test_hints_come_below() -> None:
