@@ -18,6 +18,7 @@ from esper.cli.config import OptimizerConfig, RunConfig
 from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
 from esper.cli.factory import build_model
 from esper.cli.live import LiveView, SiteLine, Snapshot
+from esper.errors import CompileError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import Command, Transition
@@ -30,6 +31,7 @@ from esper.nissa.report import headline, write_report
 from esper.oona.bus import Bus
 from esper.slowtrack import SlowTrack
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tezzeret.toolchain import toolchain
 from esper.tolaria.measure import host_flops, seed_flops
 from esper.tolaria.session import EpochSummary, Session
 from esper.tolaria.trainer import Trainer
@@ -150,13 +152,22 @@ def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
     return model
 
 
-def _wait_for_a_kernel(session: Session, seconds: float, view: LiveView) -> None:
+def _wait_for_a_kernel(session: Session, seconds: float, view: LiveView, log_file: Path) -> None:
     """Give a new library the time to prove its first kernel; an old one is ready at once."""
-    if seconds and not session.catalog.kernels:
+    if not seconds or session.catalog.kernels:
+        return
+    outlook = f"no kernel is ready after {seconds:.0f} s; what the services do is in {log_file}"
+    try:
+        toolchain()
         view.say(f"waiting for a first kernel to be proved, at most {seconds:.0f} s")
+    except CompileError as e:
+        outlook = f"no kernel is there for this model, and none can be compiled here: {e}"
+        seconds = min(seconds, 3.0)  # for the first look at the library
     end = time.monotonic() + seconds
     while not session.catalog.kernels and time.monotonic() < end:
         time.sleep(0.2)
+    if not session.catalog.kernels:
+        view.say(outlook)
 
 
 def _train_grown(
@@ -172,11 +183,12 @@ def _train_grown(
     run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
     library = LocalLibrary(Path(config.library.path))
     with ExitStack() as stack:
+        services_log = run_log.folder / "slowtrack.log"
         if config.slow_track.enabled:
             stack.enter_context(SlowTrack(
                 config.library.path, tezzeret=config.slow_track.workers, seed=config.seed,
                 priority=config.slow_track.priority, pipeline=config.slow_track.pipeline,
-                log_file=run_log.folder / "slowtrack.log"))
+                log_file=services_log))
         bus = Bus()
         stack.callback(bus.close)
         bus.subscribe(None, run_log.observe)
@@ -196,7 +208,7 @@ def _train_grown(
             policy=_policy(config), lr_scale=config.growth.lr_scale,
             observers=[observe, recorder.observe]))
         recorder.session = session
-        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view)
+        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log)
         recorder.started = time.monotonic()
         batches = Batches(data.train, config.data.batch_size, seed=config.seed)
         trainer = Trainer(model, optimizer, cross_entropy, batches, session)

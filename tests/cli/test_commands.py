@@ -29,10 +29,12 @@ FEATURES = SiteSignature(kind=SiteKind.FEATURES, channels=16)
 MAP = SiteSignature(kind=SiteKind.MAP, channels=8)
 
 
-def esper_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def esper_command(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "esper.cli.main", *arguments], cwd=cwd,
                           capture_output=True, text=True, timeout=60, check=False,
-                          env=_environment())
+                          env=_environment() | environment)
 
 
 def _environment() -> dict[str, str]:
@@ -164,6 +166,20 @@ def test_what_is_not_there_is_one_message_and_exit_2(library: Held, tmp_path: Pa
 def test_wrong_usage_is_exit_2() -> None:
     assert esper_command("grow").returncode == 2
     assert esper_command("library", "ls", "--status", "FINE").returncode == 2
+
+
+def test_a_run_without_a_compiler_says_so_and_does_not_wait(tmp_path: Path) -> None:
+    examples = Path(esper.__file__).parents[1] / "examples"
+    (tmp_path / "run.yaml").write_text(
+        "name: tiny\ncompare: false\n"
+        f"model: {{factory: '{examples / 'hosts.py'}:DigitsCNN', arguments: {{width: 4}}}}\n"
+        "data: {name: digits, limit: 64, eval_limit: 32}\ntrain: {epochs: 1}\n"
+        "slow_track: {wait_seconds: 600}\n")
+    # A terminal's width must not cut the message in two.
+    done = esper_command("train", "run.yaml", cwd=tmp_path, CXX="no-such-compiler", COLUMNS="400")
+    assert done.returncode == 0, done.stderr
+    assert "none can be compiled here: no C++ compiler: 'no-such-compiler'" in done.stdout
+    assert (tmp_path / "runs/tiny/report.html").is_file()
 
 
 def test_report_writes_and_names_the_file(tmp_path: Path) -> None:
