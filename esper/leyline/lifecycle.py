@@ -1,7 +1,8 @@
 """The state machines: one enum and one transition table each.
 
-The tables are data: documentation and tests are made from them, and `check` is the only
-judge of whether a transition is legal.
+The tables are data: tests are made from them, docs/lifecycle.md is printed from them by
+`python -m esper.leyline.lifecycle`, and `check` is the only judge of whether a transition is
+legal.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class KernelStatus(StrEnum):
     RETIRED = "RETIRED"
 
 
-# States in which a seed's kernel takes part in the host's steps.
+# States of a seed on its way; in all but GERMINATED its kernel takes part in the host's steps.
 ACTIVE: frozenset[SeedState] = frozenset(
     {
         SeedState.GERMINATED,
@@ -118,3 +119,25 @@ def check(before: StrEnum, after: StrEnum) -> None:
             f"{type(before).__name__} {before} -> {after} is not a transition; from {before} "
             f"the next states are: {open_to}"
         )
+
+
+def as_markdown() -> str:
+    """docs/lifecycle.md: one table per machine, states in the order of their enum."""
+    parts = [
+        "# Lifecycles",
+        "",
+        "Printed by `python -m esper.leyline.lifecycle` from the tables in",
+        "`esper/leyline/lifecycle.py`; a test compares. What is not listed raises",
+        "`IllegalTransition` and changes nothing.",
+    ]
+    for machine, table in type_tables.items():
+        parts += ["", f"## {machine.__name__}", "", machine.__doc__ or "", "",
+                  "| from | to |", "|---|---|"]
+        for state in machine:
+            after = [str(s) for s in machine if s in table[state]]
+            parts.append(f"| {state} | {', '.join(after) or 'nothing: it is final'} |")
+    return "\n".join([*parts, ""])
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

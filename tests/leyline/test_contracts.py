@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,13 @@ from esper.leyline.blueprint import (
     Width,
     parse_blueprint,
 )
-from esper.leyline.lifecycle import SEED_TRANSITIONS, SeedState, check, type_tables
+from esper.leyline.lifecycle import (
+    SEED_TRANSITIONS,
+    SeedState,
+    as_markdown,
+    check,
+    type_tables,
+)
 from esper.leyline.reference import apply, blend, initial_parameters
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
@@ -193,6 +200,11 @@ def test_transition_tables_are_whole_and_the_only_law(machine: type) -> None:
             else:
                 with pytest.raises(IllegalTransition, match=f"{before} -> {after}"):
                     check(before, after)
+
+
+def test_the_tables_are_those_that_are_documented() -> None:
+    page = Path(__file__).parents[2] / "docs/lifecycle.md"
+    assert page.read_text() == as_markdown(), "print it again: python -m esper.leyline.lifecycle"
 
 
 def test_every_seed_on_its_way_can_be_rolled_back() -> None:
