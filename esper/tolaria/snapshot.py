@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esper.tolaria.optimizer import per_group
+
 
 def _rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
@@ -69,10 +71,10 @@ class Snapshot:
         for group, saved_group in zip(optimizer.param_groups, self._groups, strict=True):
             group.update(copy.deepcopy(saved_group))
         if self._scheduler is not None:
-            base_lrs = list(getattr(scheduler, "base_lrs", []))
+            now = [(part, name, list(values)) for part, name, values in per_group(scheduler)]
             scheduler.load_state_dict(copy.deepcopy(self._scheduler))
-            if base_lrs:
-                scheduler.base_lrs = base_lrs  # one per group that is there now
+            for part, name, values in now:
+                setattr(part, name, values)  # one entry per group that is there now
         optimizer.zero_grad(set_to_none=True)
         _set_rng_state(self._rng)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import lr_scheduler as lrs
 
 import esper.kasmina.growth as kasmina
 from esper.errors import ContractError, EsperError
@@ -238,21 +239,45 @@ def test_no_holdout_is_an_error() -> None:
         Session(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_fn, holdout=[])
 
 
-def test_a_scheduler_goes_on_over_growth_and_culling() -> None:
+SCHEDULERS = {
+    "cosine": lambda o: lrs.CosineAnnealingLR(o, T_max=10),
+    "lambda": lambda o: lrs.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "multiplicative": lambda o: lrs.MultiplicativeLR(o, lambda epoch: 0.9),
+    "cyclic": lambda o: lrs.CyclicLR(o, 1e-3, 9e-3, step_size_up=50),
+    "one cycle": lambda o: lrs.OneCycleLR(o, max_lr=9e-3, total_steps=20),
+    "sequential": lambda o: lrs.SequentialLR(
+        o, [lrs.LinearLR(o, total_iters=3), lrs.ExponentialLR(o, 0.9)], [2]),
+    "chained": lambda o: lrs.ChainedScheduler([lrs.LinearLR(o), lrs.ExponentialLR(o, 0.9)]),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_goes_on_over_growth_rollback_and_culling(name: str) -> None:
     session, data = make_session()
     optimizer = session.optimizer
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    scheduler = SCHEDULERS[name](optimizer)
     session.close()
     kasmina.unwrap(session.model)
     kasmina.wrap(session.model, sites=["1"], example=data[0][0])
     again = Session(session.model, optimizer, loss_fn=loss_fn, holdout=data[:1],
-                    policy=Scripted({}), scheduler=scheduler)
+                    policy=Scripted({}), scheduler=scheduler, lr_scale=0.5)
+    again.growth.embargo_epochs = 1
+    again._loader = ReadyLoader()  # type: ignore[assignment]
     trainer = Trainer(session.model, optimizer, loss_fn, data, again, scheduler)
     trainer.fit(1)
-    germinate(again.growth, "1")
+
+    def grow_and_compare() -> None:
+        germinate(again.growth, "1")
+        trainer.fit(2)
+        first, second = (g["lr"] for g in optimizer.param_groups)
+        assert first < 1e-2 and second == pytest.approx(first / 2)
+
+    grow_and_compare()
+    # The snapshot of this epoch has the scheduler with a group that the rollback takes away.
+    assert not again.step(torch.tensor(float("nan")))
     trainer.fit(1)
-    first, second = (g["lr"] for g in optimizer.param_groups)
-    assert first < 1e-2 and second < 1e-2
+    assert len(optimizer.param_groups) == 1
+    grow_and_compare()
     again.growth.obey(command(Action.CULL, "1"))
     trainer.fit(1)
     assert len(optimizer.param_groups) == 1
