@@ -32,7 +32,7 @@ from esper.kasmina.growth import growth_of
 from esper.kasmina.loader import Loader
 from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
-from esper.leyline.command import FieldReport
+from esper.leyline.command import Action, FieldReport
 from esper.leyline.events import Event, Priority, Topic, new_id
 from esper.leyline.library import KernelRecord, Library
 from esper.leyline.lifecycle import SeedState
@@ -246,6 +246,12 @@ class Session:
         return summary
 
     def _carry_out(self, decision: Decision) -> None:
+        if decision.considered:
+            # Under the trace of what came of it, so that one id leads from the choice on.
+            chosen = (c.trace_id for c in decision.commands if c.action is Action.GERMINATE)
+            self._publish(Event(
+                topic=Topic.COMMANDS, sender="tamiyo", trace_id=next(chosen, new_id("tr")),
+                body={"considered": [vars(c) for c in decision.considered]}))
         for command in decision.commands:
             self._publish(command)
             try:
@@ -257,9 +263,6 @@ class Session:
             if command.blueprint_id is not None:
                 self._used.setdefault(command.site, set()).add(command.blueprint_id)
                 self._born[command.trace_id] = self.growth.epoch
-        if decision.considered:
-            self._publish(Event(topic=Topic.COMMANDS, sender="tamiyo", body={
-                "considered": [vars(c) for c in decision.considered]}))
 
     def _statuses(self) -> tuple[SiteStatus, ...]:
         scores: dict[str, float] = {}

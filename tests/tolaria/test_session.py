@@ -18,7 +18,7 @@ from esper.leyline.events import Event, Topic
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.signature import SiteKind
 from esper.leyline.verdict import ValidationReport
-from esper.tamiyo.state import Catalog, Decision, SystemState
+from esper.tamiyo.state import Catalog, Considered, Decision, SystemState
 from esper.tolaria.session import Session
 from esper.tolaria.trainer import Trainer
 from esper.urza.library import LocalLibrary
@@ -324,3 +324,25 @@ def test_the_mean_loss_of_an_epoch_leaves_spent_batches_out() -> None:
     trainer.fit(1, lambda epoch, summary, mean: means.append(mean))
     assert means == [3.0]
     session.close()
+
+
+def test_one_trace_leads_from_the_choice_to_the_outcome() -> None:
+    class Choosy(Scripted):
+        def decide(self, state: SystemState, catalog: Catalog) -> Decision:
+            commands = super().decide(state, catalog).commands
+            seen = tuple(Considered(c.kernel_id or "", c.site, True, "why") for c in commands)
+            # What concerns the seed carries its trace, as the heuristic's commands do.
+            trace = next((s.trace_id for s in state.sites if s.trace_id), None)
+            return Decision(tuple(
+                c if trace is None else c.model_copy(update={"trace_id": trace})
+                for c in commands), seen if state.epoch == 1 else ())
+
+    records: list[Any] = []
+    session, data = make_session(observers=[records.append], policy=Choosy(
+        {1: [(Action.GERMINATE, "3")], 2: [(Action.CULL, "3")]}))
+    Trainer(session.model, session.optimizer, loss_fn, data, session).fit(2)
+    session.close()
+    trace = next(r.trace_id for r in records if isinstance(r, Event) and r.topic is Topic.COMMANDS)
+    kinds = [type(r).__name__ for r in records if getattr(r, "trace_id", None) == trace]
+    assert kinds == ["Event", "Command", "Transition", "Transition", "Command", "Transition",
+                     "FieldReport"]
