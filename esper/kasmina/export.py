@@ -124,9 +124,11 @@ def _source(growth: Growth) -> str:
             f'"{n}": nn.Parameter(torch.zeros({list(p.shape)}, dtype={p.dtype}))'
             for n, p in zip(seed.parameter_names, seed.params, strict=True)
         )
+        # By name, not as a lambda: a model that is sent to other processes is pickled.
+        body += [f"def hook_{index}(module, args, output):",
+                 f"    return _first(output, lambda h: seed_{index}(module, h))", "", ""]
         grow += [f"    module = _attach(model, {seed.site.name!r}, {{{shapes}}})",
-                 "    module.register_forward_hook(",
-                 f"        lambda m, a, output: _first(output, lambda h: seed_{index}(m, h)))"]
+                 f"    module.register_forward_hook(hook_{index})"]
     return _HEAD + "\n" + "\n".join(body) + "\n".join([*grow, "    return model", ""])
 
 

@@ -92,7 +92,7 @@ def test_an_export_runs_without_esper(host: str, tmp_path: Path) -> None:
         "import torch\nfrom torch import Tensor, nn\n\n\n" + text[start:end]
     )
     program = f"""
-import sys
+import pickle, sys
 sys.modules["esper"] = None
 import torch
 from safetensors.torch import load_file, load_model
@@ -102,6 +102,8 @@ model = grow(hosts.{HOSTS[host][0].__name__}())
 load_model(model, "model.safetensors")
 io = load_file("io.safetensors")
 torch.testing.assert_close(model.eval()(io["x"]), io["expected"])
+sent = pickle.loads(pickle.dumps(model))  # as torch.multiprocessing does
+torch.testing.assert_close(sent(io["x"]), io["expected"])
 print("equal")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
