@@ -6,11 +6,27 @@ import math
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 
 from esper.leyline.command import Action, Command
 from esper.leyline.library import KernelRecord
 from esper.leyline.lifecycle import SeedState
 from esper.tamiyo.state import Catalog, Considered, Decision, SiteStatus, SystemState
+
+# STABILIZATION: the held-out loss counts as settled when it changed from one epoch to the next by
+# no more than a tenth of itself, or than three times what this run's usually does; and how many
+# more epochs a seed has to get there.
+SETTLED, TIMES_USUAL, UNSETTLED_EPOCHS = 0.1, 3.0, 5
+
+
+def _unrest(losses: tuple[float, ...]) -> tuple[float, float] | None:
+    """(last change of the loss, bound to be settled), as shares; None where there is no change."""
+    changes = [abs(b - a) / abs(a) for a, b in pairwise(losses[-22:]) if a]
+    if not changes:
+        return None
+    usual = [c for c in changes[:-1] if math.isfinite(c)]
+    return changes[-1], max(SETTLED, TIMES_USUAL * median(usual) if usual else 0.0)
 
 
 @dataclass
@@ -25,7 +41,8 @@ class HeuristicPolicy:
     carry all of `tags` (see urabrask.tags: "high_speed", "low_memory", ...).
 
     A seed whose counterfactual gain is above `min_gain` (a share of the held-out loss) moves
-    on; one that shows none within `training_epochs` is culled.
+    on; one that shows none within `training_epochs` is culled, and so is one that leaves the
+    held-out loss restless for `UNSETTLED_EPOCHS` after `stabilization_epochs`.
     """
 
     trigger: str = "schedule"
@@ -52,7 +69,9 @@ class HeuristicPolicy:
 
     # -- seeds on their way ---------------------------------------------------------------
 
-    def _care_for(self, site: SiteStatus, threshold: float) -> Command | None:
+    def _care_for(
+        self, site: SiteStatus, threshold: float, unrest: tuple[float, float] | None
+    ) -> Command | None:
         def command(action: Action, reason: str) -> Command:
             return Command(action=action, site=site.name, kernel_id=site.kernel_id,
                            trace_id=site.trace_id, reason=reason)
@@ -67,7 +86,12 @@ class HeuristicPolicy:
                 if age >= self.training_epochs:
                     return command(Action.CULL, f"no signal in {age} epochs: gain {shown}")
             case SeedState.STABILIZATION if age >= self.stabilization_epochs:
-                return command(Action.ADVANCE, f"settled for {age} epochs")
+                change, bound = unrest if unrest is not None else (math.nan, SETTLED)
+                what = f"the held-out loss changed by {change:.1%}, settled is {bound:.1%}"
+                if change <= bound:
+                    return command(Action.ADVANCE, f"settled after {age} epochs: {what}")
+                if age >= self.stabilization_epochs + UNSETTLED_EPOCHS:
+                    return command(Action.CULL, f"unstable after {age} epochs: {what}")
             case SeedState.EVALUATING:
                 if not pays:
                     return command(Action.CULL, f"counterfactual shows no gain: {shown}")
@@ -146,7 +170,10 @@ class HeuristicPolicy:
     def decide(self, state: SystemState, catalog: Catalog) -> Decision:
         """Commands for this boundary; at most one germination."""
         threshold = self.min_gain * abs(state.holdout_losses[-1]) if state.holdout_losses else 0.0
-        commands = [c for s in state.sites if (c := self._care_for(s, threshold)) is not None]
+        unrest = _unrest(state.holdout_losses)
+        commands = [
+            c for s in state.sites if (c := self._care_for(s, threshold, unrest)) is not None
+        ]
         active = [s for s in state.sites if s.kernel_id is not None]
         dormant = [s for s in state.sites if s.state is SeedState.DORMANT]
         if len(active) >= self.max_active or state.growths >= self.max_growths or not dormant:

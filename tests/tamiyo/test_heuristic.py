@@ -128,7 +128,27 @@ def test_seeds_move_on_by_their_counterfactual(
     at: SeedState, age: int, gain: float | None, expected: Action | None
 ) -> None:
     decision = HeuristicPolicy().decide(
-        state(5, site("a", at, epochs_in_state=age, gain=gain)), Catalog())
+        state(5, site("a", at, epochs_in_state=age, gain=gain), losses=(1.0, 1.0)), Catalog())
+    assert [c.action for c in decision.commands] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("age", "losses", "expected"),
+    [
+        (1, (1.0, 0.95), Action.ADVANCE),
+        (1, (1.0, 0.8), None),
+        (1, (1.0, 1.3), None),
+        (1, (1.0,), None),
+        (1, (1.0, 1.2, 1.0, 1.2, 1.0, 1.3), Action.ADVANCE),  # this run is never quieter
+        (6, (1.0, 1.3), Action.CULL),
+        (6, (1.0, float("nan")), Action.CULL),
+    ],
+)
+def test_a_seed_is_evaluated_when_the_loss_has_settled(
+    age: int, losses: tuple[float, ...], expected: Action | None
+) -> None:
+    stabilizing = site("a", SeedState.STABILIZATION, epochs_in_state=age)
+    decision = HeuristicPolicy().decide(state(5, stabilizing, losses=losses), Catalog())
     assert [c.action for c in decision.commands] == ([expected] if expected else [])
 
 
