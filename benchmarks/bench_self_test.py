@@ -1,0 +1,21 @@
+"""How often Urabrask's bench calls a difference that is not there: an A/A run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from esper.urabrask.bench import self_test
+
+
+@pytest.mark.slow
+def test_false_verdicts(benchmark: Any) -> None:
+    torch.set_num_threads(1)
+    found = benchmark.pedantic(self_test, rounds=1)
+    benchmark.extra_info.update(
+        target="<= 5 % false FAST", runs=found.runs, false_fast=found.false_fast,
+        false_slow=found.false_slow, widest_interval=found.widest,
+    )
+    print(f"\n{found.false_fast} false FAST and {found.false_slow} false SLOW in {found.runs}")
