@@ -47,6 +47,45 @@ def _item_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"item-{os.getpid()}-", dir=cache))
 
 
+class Stopwatch:
+    """Time that counts against a deadline: what a process and its descendants spent running or
+    asleep, not what they spent waiting for a core.
+
+    At idle priority beside a busy trainer they may wait for minutes, and that is no fault of the
+    blueprint's. One that hangs sleeps, so its time counts in full.
+    """
+
+    EVERY = 0.5  # seconds between two looks; between them nothing is known
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._counted = 0.0
+        self._last, (self._used, _) = time.monotonic(), self._family()
+
+    def seconds(self) -> float:
+        now = time.monotonic()
+        passed = now - self._last
+        if passed >= self.EVERY:
+            used, ready = self._family()
+            # Ready to run and not running is waiting; several may run at once.
+            self._counted += min(passed, max(0.0, used - self._used)) if ready else passed
+            self._last, self._used = now, used
+        return self._counted
+
+    def _family(self) -> tuple[float, bool]:
+        """(processor seconds of all, those that ended included; whether one is ready to run)."""
+        used, ready = 0.0, False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self._pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
+                    times = process.cpu_times()
+                    used += times.user + times.system
+                    used += times.children_user + times.children_system
+                    ready |= process.status() == psutil.STATUS_RUNNING
+        return used, ready
+
+
 class Forge:
     """One forge process, started when first needed and again after it had to be killed.
 
@@ -71,8 +110,8 @@ class Forge:
 
         Raises:
             CompileError: it failed, crashed, was cancelled, or took longer than
-                `deadline_seconds` (by default the pipeline's), with the compiler's last
-                words. Nothing is left running.
+                `deadline_seconds` (by default the pipeline's; see `Stopwatch`), with the
+                compiler's last words. Nothing is left running.
         """
         if deadline_seconds is None:
             deadline_seconds = RECIPES[pipeline].deadline_seconds
@@ -129,12 +168,14 @@ class Forge:
             self._process.stdin.flush()
 
     def _wait(self, seconds: float, what: str, cancelled: Callable[[], bool]) -> str:
-        end = time.monotonic() + seconds
+        assert self._process is not None
+        watch = Stopwatch(self._process.pid)
         while True:
-            left = end - time.monotonic()
+            left = seconds - watch.seconds()
             if left <= 0 or cancelled():
                 self.close()
-                why = f"within {seconds:g} s" if left <= 0 else "before it was cancelled"
+                why = (f"within {seconds:g} s (not counting waits for a core)" if left <= 0
+                       else "before it was cancelled")
                 raise CompileError(
                     f"the forge did not {what} {why}; it and all it had started were killed"
                 )
