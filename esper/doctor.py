@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from esper import __version__
 from esper.kasmina import native
+from esper.version import __version__
 
 MIN_TORCH = (2, 13)  # as in pyproject.toml
 INSTALL_TORCH = f"install torch {'.'.join(map(str, MIN_TORCH))} or later, then esper again"

@@ -20,7 +20,7 @@ def toolchain() -> Toolchain:
     """
     import torch
 
-    from esper import __version__
+    from esper.version import __version__
 
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
