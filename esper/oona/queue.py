@@ -1,5 +1,10 @@
 """Admission to bounded queues: who gets in, who makes room, who is turned away.
 
+What waits where: blueprints to be compiled in karn_to_tezzeret, kernels to be proved in
+tezzeret_to_urabrask. The other two count work under way, which nobody drops: kernels being
+proved in urabrask_validation, artifacts being written in urza_storage; full, they turn away
+whatever is no emergency.
+
 The policy is section 6.3 of the design. It is written twice on purpose: `admit` is the
 policy itself, a pure function over any collection of waiting items (Urza calls it on rows of
 its database), and `BoundedQueue` is the same policy with every step in logarithmic time. A
@@ -8,6 +13,10 @@ property test holds the two together.
 One order serves both ends. `rank` sorts items by aged priority, then by interest (more
 first), then by age (older first). The first of that order is served next, the last of it is
 dropped when room must be made: what is shed is what would have been served last.
+
+Nobody starves: an item leaves every level but the topmost by rising after five minutes, and
+among those that can rise no further age alone counts. Were it interest there too, a stream of
+interesting arrivals would keep an old background item waiting for ever.
 """
 
 from __future__ import annotations
@@ -95,7 +104,22 @@ def aged(priority: int, waited: float) -> int:
 
 def rank(item: Item[T], now: float) -> tuple[int, float, float]:
     """Sort key: the smallest is served next, the largest is dropped first."""
-    return aged(item.priority, now - item.since), -item.interest, item.since
+    level = aged(item.priority, now - item.since)
+    return level, _pull(level, item.interest), item.since
+
+
+def _pull(level: int, interest: float) -> float:
+    """How interest sorts within a level: not at all where nobody rises any further."""
+    return -interest if level > Priority.STRATEGIC else 0.0
+
+
+def may_return(waiting: int, limit: int) -> bool:
+    """Whether a queue is calm enough to take back work that was dropped from it.
+
+    Less than half full, so that what comes back neither stands in the way of an arrival nor
+    lowers the capacity factor.
+    """
+    return waiting < limit // 2
 
 
 def _refusal(limit: int, priority: Priority) -> str:
@@ -130,7 +154,7 @@ def admit(waiting: Collection[Item[T]], arrival: Item[T], limit: int, now: float
     return Admission(Decision.REFUSED, reason=_refusal(limit, arrival.priority))
 
 
-_Entry = tuple[float, float, int, T]  # -interest, since, serial number, value
+_Entry = tuple[float, float, int, T]  # as `rank` has it, then serial number, value
 
 
 class BoundedQueue(Generic[T]):
@@ -173,8 +197,18 @@ class BoundedQueue(Generic[T]):
                 )
             elif priority != Priority.EMERGENCY:
                 return Admission(Decision.REFUSED, reason=_refusal(self.limit, priority))
-        self._place((-interest, now, next(self._serial), value), int(priority), now)
+        level, serial = int(priority), next(self._serial)
+        self._place((_pull(level, interest), now, serial, value), level, now)
         return admission
+
+    def put_back(self, item: Item[T]) -> None:
+        """Return an item that was admitted before, at the age it has, even to a full queue."""
+        now = self._clock()
+        self._rise(now)
+        level = aged(item.priority, now - item.since)
+        steps = int(item.priority) - level
+        entry = (_pull(level, item.interest), item.since, next(self._serial), item.key)
+        self._place(entry, level, item.since + steps * AGEING_SECONDS)
 
     def pop(self) -> T | None:
         """Take the item that is first in rank, or None where nothing waits."""
@@ -186,12 +220,13 @@ class BoundedQueue(Generic[T]):
                 return value
         return None
 
-    def _place(self, entry: _Entry[T], level: int, now: float) -> None:
+    def _place(self, entry: _Entry[T], level: int, since: float) -> None:
+        """Put an entry onto a level that it reached at `since`."""
         serial = entry[2]
         insort(self._levels[level], entry)
         self._level_of[serial] = level
         if level > Priority.STRATEGIC:
-            heapq.heappush(self._ageing, (now + AGEING_SECONDS, serial, level, entry))
+            heapq.heappush(self._ageing, (since + AGEING_SECONDS, serial, level, entry))
 
     def _rise(self, now: float) -> None:
         if len(self._ageing) > 2 * len(self._level_of) + 64:
@@ -202,4 +237,5 @@ class BoundedQueue(Generic[T]):
             due, serial, level, entry = heapq.heappop(self._ageing)
             if self._level_of.get(serial) == level:
                 del self._levels[level][bisect_left(self._levels[level], entry)]
-                self._place(entry, level - 1, due)
+                pull = entry[0] if level - 1 > Priority.STRATEGIC else 0.0
+                self._place((pull, *entry[1:]), level - 1, due)

@@ -20,7 +20,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("wait"), st.integers(0, 700)),
         st.tuples(st.just("offer"), PRIORITIES, st.sampled_from([0.0, 0.5, 1.0])),
-        st.tuples(st.just("pop")),
+        st.tuples(st.sampled_from(["pop", "pop and put back"])),
     ),
     max_size=60,
 )
@@ -51,12 +51,15 @@ def test_a_bounded_queue_does_what_the_pure_policy_says(
                 assert rank(dropped, now) == max(rank(i, now) for i in [*model.values(), dropped])
                 assert aged(dropped.priority, now - dropped.since) > arrival.priority
             model[serial] = arrival
-        elif step[0] == "pop":
+        else:
             popped = queue.pop()
             assert (popped is None) == (not model)
             if popped is not None:
                 item = model.pop(popped)
                 assert all(rank(item, now) <= rank(i, now) for i in model.values())
+                if step[0] == "pop and put back":
+                    queue.put_back(item)
+                    model[popped] = item
         assert len(queue) == len(model)
         ordinary = [i for i in model.values() if i.priority is not Priority.EMERGENCY]
         assert len(ordinary) <= limit
@@ -81,6 +84,31 @@ def test_ageing_rises_monotonically_and_never_to_emergency(
     early, late = sorted((a, b))
     assert aged(priority, late) <= aged(priority, early) <= priority
     assert aged(priority, late) >= min(priority, Priority.STRATEGIC)
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from(list(Priority)[1:]),
+                                   st.sampled_from([0.0, 0.5, 1.0])), max_size=2),
+                min_size=1, max_size=4))
+def test_whatever_else_arrives_an_item_is_served_or_dropped_in_bounded_time(
+    pattern: list[list[tuple[Priority, float]]],
+) -> None:
+    """Every half minute the next arrivals of a repeated pattern, and one item is served."""
+    pace, limit, now = 30.0, 4, 0.0
+    queue: BoundedQueue[int] = BoundedQueue(limit, lambda: now)
+    waiting: dict[int, float] = {}
+    for serial in range(120):
+        now = serial * pace
+        for i, (priority, interest) in enumerate(pattern[serial % len(pattern)]):
+            admission = queue.offer(2 * serial + i, priority, interest)
+            if admission.accepted:
+                waiting[2 * serial + i] = now
+            if admission.dropped is not None:
+                del waiting[admission.dropped]
+        served = queue.pop()
+        if served is not None:
+            del waiting[served]
+        # Three steps of ageing to the top, then at most a whole queue is ahead.
+        assert all(now - since <= 3 * 300 + limit * pace for since in waiting.values())
 
 
 def test_ageing_takes_five_minutes_a_level() -> None:
