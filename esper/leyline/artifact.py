@@ -51,6 +51,15 @@ class Toolchain(Contract):
     esper: str
 
 
+class Runtime(Contract):
+    """What a machine can run: kernels of its torch build, for one of its `isas`, which are
+    torch's CPU capability and, where there is a GPU, its arch, as `Toolchain.isa` names them.
+    """
+
+    torch: str
+    isas: tuple[str, ...] = Field(min_length=1)
+
+
 class ParameterSpec(Contract):
     name: str
     shape: tuple[int, ...]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from esper.leyline.artifact import Manifest, Pipeline
+from esper.leyline.artifact import Manifest, Pipeline, Runtime
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
@@ -90,6 +90,10 @@ class Library(Protocol):
     Raises `NotInLibrary` for unknown ids, `StaleClaim` when a claim's lease is over (nothing
     is written then), `QueueFull` when an arrival is refused, `IllegalTransition`, and
     `LibraryError` where the store itself fails.
+
+    An item whose lease expires goes back to where it was, at the age it has. When that has
+    happened five times, the item is taken for what kills its workers: it becomes INVALID or
+    REJECTED with that reason.
     """
 
     def register_signature(self, signature: SiteSignature) -> None:
@@ -114,14 +118,29 @@ class Library(Protocol):
     def claim_blueprint(self, worker: str, lease_seconds: float) -> BlueprintClaim | None:
         """Lease the most urgent UNVALIDATED blueprint, or None. It becomes COMPILING."""
 
+    def claim_recompilation(
+        self,
+        blueprint_id: str,
+        signature: SiteSignature,
+        worker: str,
+        lease_seconds: float,
+        pipeline: Pipeline | None = None,
+    ) -> BlueprintClaim | None:
+        """Lease a COMPILED blueprint to compile it anew, None where it is not COMPILED now or
+        has cost too many workers. The claim's record carries `pipeline`, and BACKGROUND as its
+        priority, which its kernel will have. A rejected or expired claim leaves it COMPILED."""
+
     def complete_blueprint(self, claim: BlueprintClaim, artifact: bytes) -> KernelRecord:
         """Store the artifact; blueprint COMPILED, kernel PENDING_BENCHMARKING, atomically."""
 
     def reject_blueprint(self, claim: BlueprintClaim, reason: str) -> None:
         """COMPILING -> INVALID (or back to COMPILED where a recompilation failed)."""
 
-    def claim_kernel(self, worker: str, lease_seconds: float) -> KernelClaim | None:
-        """Lease the most urgent PENDING_BENCHMARKING kernel; it becomes BENCHMARKING."""
+    def claim_kernel(
+        self, worker: str, lease_seconds: float, runtime: Runtime | None = None
+    ) -> KernelClaim | None:
+        """Lease the most urgent PENDING_BENCHMARKING kernel; it becomes BENCHMARKING. Where
+        `runtime` is given, only one that it can run."""
 
     def complete_kernel(self, claim: KernelClaim, report: ValidationReport) -> KernelRecord:
         """BENCHMARKING -> VALIDATED or REJECTED by `report.accepted`; stores the report."""

@@ -49,6 +49,9 @@ LIMITS: Mapping[str, int] = MappingProxyType(
 )
 AGEING_SECONDS = 300.0
 STRATEGIC_INTEREST = 0.8
+# Leases that may expire on one item. A machine that goes down takes leases of innocent items
+# with it, so one is too few; each costs a worker and a minute, so many are too many.
+MAX_ATTEMPTS = 5
 
 T = TypeVar("T")
 

@@ -9,30 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
 
 from esper.leyline.artifact import Pipeline, Toolchain, kernel_id
 from esper.leyline.library import BlueprintClaim, BlueprintRecord, KernelRecord, Library
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
-from esper.leyline.signature import SiteSignature
 from esper.tezzeret.pipelines import HIGH_INTEREST
 
 RECENT_SECONDS = 24 * 3600.0
-
-
-@runtime_checkable
-class Recompiles(Protocol):
-    """A library that hands out recompilations; one that does not gets none."""
-
-    def claim_recompilation(
-        self,
-        blueprint_id: str,
-        signature: SiteSignature,
-        worker: str,
-        lease_seconds: float,
-        pipeline: Pipeline | None = None,
-    ) -> BlueprintClaim | None:
-        """Lease a COMPILED blueprint, or None where it is not COMPILED now."""
 
 
 def candidates(
@@ -81,8 +64,6 @@ def claim_idle_work(
     `tried` collects the kernel ids that were handed out, so that one that cannot be compiled
     is not tried again for as long as the service lives.
     """
-    if not isinstance(library, Recompiles):
-        return None
     for record, pipeline, identity in candidates(library, tools, time.time()):
         if identity in tried:
             continue

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from esper.errors import ContractError, NotInLibrary, QueueFull
-from esper.leyline.artifact import Pipeline
+from esper.errors import ContractError, LibraryError, NotInLibrary, QueueFull, StaleClaim
+from esper.leyline.artifact import Manifest, Pipeline, Runtime
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.events import Priority
 from esper.leyline.library import (
@@ -24,7 +26,13 @@ from esper.leyline.library import (
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
-from esper.oona.queue import LIMITS, URABRASK_VALIDATION, URZA_STORAGE, lifted
+from esper.oona.queue import (
+    LIMITS,
+    MAX_ATTEMPTS,
+    URABRASK_VALIDATION,
+    URZA_STORAGE,
+    lifted,
+)
 from esper.urza import queues
 from esper.urza.intake import check_artifact
 from esper.urza.queues import BLUEPRINTS, KERNELS, Line
@@ -49,6 +57,10 @@ class LocalLibrary(Shelves):
     - A compiled kernel that was dropped is RETIRED; the library brings it back by itself once
       the queue is less than half full. No compilation is lost.
     - An item whose lease expires was admitted before, so it returns even to a full queue.
+    - A kernel that no worker could run for an hour is RETIRED as if dropped, and comes back
+      when a worker asks that can.
+    - A store that fails ten times in five minutes is left alone for two; `complete_blueprint`
+      raises `LibraryError` meanwhile and touches nothing (breaker urza_storage).
 
     Args:
         root: the folder; created where it is missing.
@@ -133,11 +145,6 @@ class LocalLibrary(Shelves):
         lease_seconds: float,
         pipeline: Pipeline | None = None,
     ) -> BlueprintClaim | None:
-        """Lease a COMPILED blueprint to compile it anew, None where it is not COMPILED now.
-
-        Not part of `Library`. A rejected or expired claim leaves it COMPILED. `pipeline`
-        stands in the claim's record only.
-        """
         queues.check_lease(lease_seconds)
         with self._store.write() as con:
             now = self._clock()
@@ -146,12 +153,14 @@ class LocalLibrary(Shelves):
             row = con.execute(find, (blueprint_id, signature.id)).fetchone()
             if row is None:
                 raise NotInLibrary(f"no blueprint {blueprint_id} for {signature}; submit it first")
-            if row["status"] != BlueprintStatus.COMPILED:
+            if row["status"] != BlueprintStatus.COMPILED or row["attempts"] >= MAX_ATTEMPTS:
                 return None
             lease = queues.lease(con, BLUEPRINTS, row["seq"], worker, lease_seconds, now)
             record = blueprint_record(con.execute(find, (blueprint_id, signature.id)).fetchone())
         return BlueprintClaim(
-            record=record.model_copy(update={"pipeline": pipeline}),
+            record=record.model_copy(
+                update={"pipeline": pipeline, "priority": Priority.BACKGROUND}
+            ),
             worker=worker, token=lease.token, expires=lease.expires,
         )
 
@@ -168,6 +177,8 @@ class LocalLibrary(Shelves):
             now = self._clock()
             row = queues.held(con, line, key, claim.token, now)
             priority, interest = Priority(row["priority"]), row["interest"]
+            if row["returns_to"] == BlueprintStatus.COMPILED:
+                priority = Priority.BACKGROUND  # recompilation is maintenance
             known = self._find(con, manifest.kernel_id)
             if known is None:
                 queues.make_room(con, KERNELS, priority, interest, now, act=False)
@@ -175,7 +186,35 @@ class LocalLibrary(Shelves):
             raise QueueFull(
                 f"{URZA_STORAGE}: {LIMITS[URZA_STORAGE]} blobs are being written; try again soon"
             )
-        digest = self._blobs.put(artifact)
+        with self._through_the_breaker():
+            digest = self._blobs.put(artifact)
+            return self._record_kernel(claim, artifact, manifest, digest, priority, interest)
+
+    @contextmanager
+    def _through_the_breaker(self) -> Iterator[None]:
+        """Leave a store alone that keeps failing; only failures of the store itself count."""
+        permit = self._breaker.acquire()
+        if permit is None:
+            raise LibraryError(
+                f"{URZA_STORAGE}: storing has failed over and over and is not tried again for "
+                f"{self._breaker.retry_after():.0f} s; keep the artifact and try then, and look "
+                f"after the disk below {self.root}"
+            )
+        try:
+            yield
+        except (StaleClaim, NotInLibrary):
+            raise
+        except LibraryError:
+            permit.failure()
+            raise
+        finally:
+            permit.success()  # counts only where nothing was reported yet
+
+    def _record_kernel(
+        self, claim: BlueprintClaim, artifact: bytes, manifest: Manifest, digest: str,
+        priority: Priority, interest: float,
+    ) -> KernelRecord:
+        line, key = _line(claim)
         with self._store.write() as con:
             now = self._clock()
             row = queues.held(con, line, key, claim.token, now)
@@ -199,6 +238,7 @@ class LocalLibrary(Shelves):
             queues.move(
                 con, line, row["seq"], BlueprintStatus.COMPILED, f"kernel {manifest.kernel_id}", now
             )
+            con.execute("UPDATE blueprints SET attempts = 0 WHERE seq = ?", (row["seq"],))
             return kernel_record(known)
 
     def reject_blueprint(self, claim: BlueprintClaim, reason: str) -> None:
@@ -212,15 +252,19 @@ class LocalLibrary(Shelves):
 
     # Urabrask's side
 
-    def claim_kernel(self, worker: str, lease_seconds: float) -> KernelClaim | None:
+    def claim_kernel(
+        self, worker: str, lease_seconds: float, runtime: Runtime | None = None
+    ) -> KernelClaim | None:
         """See `Library`. Also None where as many kernels are being validated as the queue
         urabrask_validation holds, unless an emergency waits."""
         queues.check_lease(lease_seconds)
         with self._store.write() as con:
             now = self._clock()
             queues.sweep(con, KERNELS, now)
-            queues.readmit(con, KERNELS, now)
-            item = queues.first(con, KERNELS, now)
+            if runtime is not None:
+                queues.set_aside(con, runtime, now)
+            queues.readmit(con, KERNELS, now, runtime)
+            item = queues.first(con, KERNELS, now, runtime)
             running = queues.count(con, KERNELS, KERNELS.working)
             if item is None or (
                 running >= LIMITS[URABRASK_VALIDATION] and item.priority != Priority.EMERGENCY

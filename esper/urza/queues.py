@@ -17,21 +17,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esper.errors import ContractError, NotInLibrary, QueueFull, StaleClaim
+from esper.leyline.artifact import Runtime
 from esper.leyline.events import Priority
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, check
 from esper.oona.queue import (
     KARN_TO_TEZZERET,
     LIMITS,
+    MAX_ATTEMPTS,
     TEZZERET_TO_URABRASK,
     Item,
     admit,
+    may_return,
     rank,
 )
+
+# A kernel that nobody could run for so long makes room; it comes back for who can.
+UNRUNNABLE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One queue and its table. `dropped` is the status of what was shed from it."""
+    """One queue and its table. `dropped` is the status of what was shed from it, `spent` of
+    what has cost too many workers."""
 
     table: str
     item: str  # column of the id that the history is kept under
@@ -39,6 +46,7 @@ class Line:
     waiting: StrEnum
     working: StrEnum
     dropped: StrEnum
+    spent: StrEnum
 
     @property
     def limit(self) -> int:
@@ -51,10 +59,12 @@ class Line:
 BLUEPRINTS = Line(
     "blueprints", "blueprint_id", KARN_TO_TEZZERET,
     BlueprintStatus.UNVALIDATED, BlueprintStatus.COMPILING, BlueprintStatus.ARCHIVED,
+    BlueprintStatus.INVALID,
 )
 KERNELS = Line(
     "kernels", "kernel_id", TEZZERET_TO_URABRASK,
     KernelStatus.PENDING_BENCHMARKING, KernelStatus.BENCHMARKING, KernelStatus.RETIRED,
+    KernelStatus.REJECTED,
 )
 
 
@@ -112,13 +122,24 @@ def move(
     )
 
 
-def waiting(con: sqlite3.Connection, line: Line) -> list[Item[int]]:
-    return _items(con, line, "status = ?", line.waiting)
+_TORCH, _ISA = (f"json_extract(manifest, '$.toolchain.{what}')" for what in ("torch", "isa"))
 
 
-def _items(con: sqlite3.Connection, line: Line, where: str, status: StrEnum) -> list[Item[int]]:
+def _items(
+    con: sqlite3.Connection,
+    line: Line,
+    status: StrEnum,
+    runtime: Runtime | None = None,
+    *,
+    shed: bool = False,
+) -> list[Item[int]]:
+    """The items of a status; only the kernels that `runtime` can run, where one is given."""
+    where, given = "status = ? AND shed = ?", [status, int(shed)]
+    if runtime is not None:
+        where += f" AND {_TORCH} = ? AND {_ISA} IN ({', '.join('?' * len(runtime.isas))})"
+        given += [runtime.torch, *runtime.isas]
     rows = con.execute(
-        f"SELECT seq, priority, queued, interest FROM {line.table} WHERE {where}", (status,)
+        f"SELECT seq, priority, queued, interest FROM {line.table} WHERE {where}", given
     )
     return [Item(r[0], Priority(r[1]), r[2], r[3]) for r in rows]
 
@@ -142,7 +163,7 @@ def make_room(
     Raises:
         QueueFull: the arrival is refused.
     """
-    items = waiting(con, line)
+    items = _items(con, line, line.waiting)
     admission = admit(items, Item(-1, priority, now, interest), line.limit, now)
     if not admission.accepted:
         raise QueueFull(f"{line.queue}: {admission.reason}")
@@ -150,34 +171,80 @@ def make_room(
         move(con, line, admission.dropped, line.dropped, admission.reason, now, shed=True)
 
 
-def readmit(con: sqlite3.Connection, line: Line, now: float) -> None:
-    """Bring back the best shed item while the queue is less than half full.
-
-    Half, so that what comes back never stands in the way of an arrival.
-    """
-    if count(con, line, line.waiting) >= line.limit // 2:
+def readmit(
+    con: sqlite3.Connection, line: Line, now: float, runtime: Runtime | None = None
+) -> None:
+    """Bring back the best shed item, if `runtime` can run it and the queue is calm."""
+    if not may_return(count(con, line, line.waiting), line.limit):
         return
-    shed = _items(con, line, "status = ? AND shed = 1", line.dropped)
+    shed = _items(con, line, line.dropped, runtime, shed=True)
     if shed:
         best = min(shed, key=lambda i: rank(i, now))
         move(con, line, best.key, line.waiting, "back in the queue, which has room again", now)
 
 
+def set_aside(con: sqlite3.Connection, runtime: Runtime, now: float) -> None:
+    """Let go, for now, of kernels that have waited for a machine that can run them.
+
+    After a change of torch nobody may be left who runs the old kernels. In the queue they
+    would keep it full, and everybody slowed, for ever; emergencies stay even so. `runtime` is
+    that of a worker who asks; others are known by the kernels that they took of late.
+    """
+    built_with = f"SELECT seq, {_TORCH} AS torch, {_ISA} AS isa FROM kernels WHERE "
+    long_ago = now - UNRUNNABLE_SECONDS
+    old = [
+        row for row in con.execute(
+            built_with + "status = ? AND queued <= ? AND priority != ?",
+            (KERNELS.waiting, long_ago, Priority.EMERGENCY),
+        ) if row["torch"] != runtime.torch or row["isa"] not in runtime.isas
+    ]
+    if not old:
+        return
+    taken = {
+        (row["torch"], row["isa"]) for row in con.execute(
+            built_with + "updated > ? AND status IN (?, ?, ?)",
+            (long_ago, KERNELS.working, KernelStatus.VALIDATED, KernelStatus.REJECTED),
+        )
+    }
+    for row in old:
+        if (row["torch"], row["isa"]) not in taken:
+            reason = (
+                f"no worker with torch {row['torch']} and {row['isa']} has taken a kernel for an "
+                "hour; it comes back when one asks"
+            )
+            move(con, KERNELS, row["seq"], KERNELS.dropped, reason, now, shed=True)
+
+
 def sweep(con: sqlite3.Connection, line: Line, now: float) -> int:
-    """Return every item whose lease is over to where it was; returns how many."""
+    """Return every item whose lease is over to where it was, unless it has cost too many
+    workers; returns how many leases were over."""
     over = con.execute(
-        f"SELECT seq, worker, returns_to FROM {line.table} WHERE status = ? AND expires <= ?",
+        f"SELECT seq, worker, returns_to, attempts + 1 AS attempts FROM {line.table} "
+        "WHERE status = ? AND expires <= ?",
         (line.working, now),
     ).fetchall()
     for row in over:
+        after = line.status(row, "returns_to")
         reason = f"the lease of {row['worker']} expired"
-        move(con, line, row["seq"], line.status(row, "returns_to"), reason, now)
+        if row["attempts"] >= MAX_ATTEMPTS:
+            after = line.spent if after is line.waiting else after
+            reason = (
+                f"{row['attempts']} leases on it expired, the last of {row['worker']}; whoever "
+                "works on it dies or hangs, so nobody is given it again"
+            )
+        move(con, line, row["seq"], after, reason, now)
+        con.execute(
+            f"UPDATE {line.table} SET attempts = ? WHERE seq = ?", (row["attempts"], row["seq"])
+        )
     return len(over)
 
 
-def first(con: sqlite3.Connection, line: Line, now: float) -> Item[int] | None:
-    """The most urgent waiting item."""
-    return min(waiting(con, line), key=lambda i: (*rank(i, now), i.key), default=None)
+def first(
+    con: sqlite3.Connection, line: Line, now: float, runtime: Runtime | None = None
+) -> Item[int] | None:
+    """The most urgent waiting item; of kernels, the most urgent that `runtime` can run."""
+    items = _items(con, line, line.waiting, runtime)
+    return min(items, key=lambda i: (*rank(i, now), i.key), default=None)
 
 
 def lease(

@@ -12,7 +12,9 @@ from esper.leyline.command import FieldReport
 from esper.leyline.library import BlueprintRecord, KernelRecord, QueueDepths
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteSignature
+from esper.oona.breaker import CircuitBreaker
 from esper.oona.capacity import capacity
+from esper.oona.queue import URZA_STORAGE
 from esper.urza import queues
 from esper.urza.blobs import BlobFolder
 from esper.urza.queues import BLUEPRINTS, KERNELS
@@ -28,6 +30,7 @@ class Shelves:
         self._clock = clock
         self._store = Store(self.root / "library.db")
         self._blobs = BlobFolder(self.root / "blobs")
+        self._breaker = CircuitBreaker(URZA_STORAGE, clock=clock)
 
     def close(self) -> None:
         """Close the database's idle connections."""

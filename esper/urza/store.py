@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import sqlite3
 import threading
@@ -22,12 +23,13 @@ from pathlib import Path
 
 from esper.errors import LibraryError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x45535052  # "ESPR": what `file` and this module know the database by
 BUSY_SECONDS = 30.0
 
 # `returns_to` is where a claimed item goes when its lease ends; `shed` marks what was dropped
-# from a full queue, the only archived or retired items that may come back.
+# from a full queue, the only archived or retired items that may come back; `attempts` counts
+# leases that expired.
 _LEASED = """
     priority INTEGER NOT NULL,
     interest REAL NOT NULL,
@@ -36,6 +38,7 @@ _LEASED = """
     reason TEXT NOT NULL DEFAULT '',
     updated REAL NOT NULL,
     shed INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
     returns_to TEXT,
     worker TEXT,
     token INTEGER,
@@ -96,6 +99,15 @@ _SCHEMA = (
     "CREATE TABLE fence (token INTEGER NOT NULL)",
     "INSERT INTO fence VALUES (0)",
 )
+
+# What turns the version of the key into the next one. An old database is kept for each, in
+# tests/urza/old, for ever.
+_MIGRATIONS = {
+    1: tuple(
+        f"ALTER TABLE {table} ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"
+        for table in ("blueprints", "kernels")
+    ),
+}
 
 
 class Store:
@@ -213,12 +225,18 @@ class Store:
                 f"{self.path} has schema version {version}, this esper knows {SCHEMA_VERSION}; "
                 "open it with a newer esper or choose another folder"
             )
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        (owner,) = connection.execute("PRAGMA application_id").fetchone()
+        if owner != _APPLICATION_ID and connection.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchone()[0]:
             raise LibraryError(
                 f"{self.path} is a database of something else; choose another folder"
             )
+        statements = _SCHEMA if version == 0 else itertools.chain.from_iterable(
+            _MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)
+        )
         connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
+        for statement in statements:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

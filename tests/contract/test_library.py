@@ -19,6 +19,7 @@ from esper.errors import (
     QueueFull,
     StaleClaim,
 )
+from esper.leyline.artifact import Pipeline, Runtime
 from esper.leyline.base import sha256
 from esper.leyline.command import FieldReport
 from esper.leyline.events import Priority
@@ -208,6 +209,69 @@ def test_an_expired_lease_returns_its_item_and_fences_its_holder(
     with pytest.raises(StaleClaim):
         library.complete_kernel(first, report(kernel.kernel_id, accepted=False))
     assert library.kernel(kernel.kernel_id).report is None
+
+
+def test_what_kills_its_workers_is_given_up_with_that_reason(
+    library: Library, clock: Clock
+) -> None:
+    library.submit(blueprint(), SIG, author="karn")
+    for _ in range(5):
+        claim = library.claim_blueprint("doomed", 10)
+        assert claim is not None
+        clock.now += 11
+    assert library.claim_blueprint("w", 10) is None
+    (record,) = library.blueprints()
+    assert record.status is BlueprintStatus.INVALID and "5 leases" in record.reason
+    kernel = compiled(library, 2)
+    for n in range(9):  # giving back is no attempt: the worker lives and says so
+        work = library.claim_kernel("w", 10)
+        assert work is not None
+        if n % 2:
+            library.release(work)
+        else:
+            clock.now += 11
+    assert library.claim_kernel("w", 10) is None
+    now = library.kernel(kernel.kernel_id)
+    assert now.status is KernelStatus.REJECTED and "5 leases" in now.reason and now.report is None
+
+
+def test_recompilation_is_background_work_and_leaves_its_blueprint_compiled(
+    library: Library, clock: Clock
+) -> None:
+    ir = blueprint()
+    library.submit(ir, SIG, author="karn", interest=0.9)
+    assert library.claim_recompilation(ir.id, SIG, "w", 60) is None, "it was never compiled"
+    claim = library.claim_blueprint("w", 60)
+    assert claim is not None
+    library.complete_blueprint(claim, artifact(ir))
+    again = library.claim_recompilation(ir.id, SIG, "w", 60, Pipeline.AGGRESSIVE)
+    assert again is not None and library.claim_recompilation(ir.id, SIG, "other", 60) is None
+    assert again.record.pipeline is Pipeline.AGGRESSIVE
+    assert again.record.priority is Priority.BACKGROUND
+    library.reject_blueprint(again, "the compiler crashed")
+    assert library.blueprints()[0].status is BlueprintStatus.COMPILED
+    again = library.claim_recompilation(ir.id, SIG, "w", 60, Pipeline.AGGRESSIVE)
+    assert again is not None
+    better = library.complete_blueprint(again, artifact(ir, pipeline=Pipeline.AGGRESSIVE))
+    first = compiled(library, 2)  # younger and less wanted, but a first compilation
+    order = [library.claim_kernel("w", 60) for _ in range(3)]
+    assert [c.record.kernel_id for c in order if c][1:] == [first.kernel_id, better.kernel_id]
+    for _ in range(5):
+        assert library.claim_recompilation(ir.id, SIG, "doomed", 10) is not None
+        clock.now += 11
+    assert library.claim_recompilation(ir.id, SIG, "w", 10) is None, "it kills its workers"
+    assert {b.status for b in library.blueprints()} == {BlueprintStatus.COMPILED}
+    with pytest.raises(NotInLibrary):
+        library.claim_recompilation("bp-none", SIG, "w", 60)
+
+
+def test_a_worker_is_given_only_kernels_that_it_can_run(library: Library) -> None:
+    made = compiled(library).manifest.toolchain
+    for other in (Runtime(torch="1.0", isas=(made.isa,)),
+                  Runtime(torch=made.torch, isas=("AVX512", "sm_90"))):
+        assert library.claim_kernel("w", 60, other) is None
+    claim = library.claim_kernel("w", 60, Runtime(torch=made.torch, isas=("sm_90", made.isa)))
+    assert claim is not None
 
 
 def test_heartbeats_keep_a_lease_and_release_gives_it_back(library: Library, clock: Clock) -> None:
