@@ -29,6 +29,7 @@ from esper.leyline.verdict import Hardware
 from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder
 from esper.nissa.report import headline, write_report
 from esper.oona.bus import Bus
+from esper.oona.capacity import CapacityWatch
 from esper.slowtrack import SlowTrack
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tezzeret.toolchain import toolchain
@@ -89,6 +90,10 @@ class _Recorder:
             self.decisions.append(f"{record.action} {record.site}: {record.reason}")
         elif isinstance(record, Transition) and record.after is SeedState.CULLED:
             self.decisions.append(f"culled {record.site}: {record.trigger}")
+        elif isinstance(record, Event) and (put_off := record.body.get("put_off")):
+            line = f"put off: {put_off}"
+            if line not in self.decisions[-1:]:  # said once, not every epoch
+                self.decisions.append(line)
 
     def _flops(self) -> int | None:
         total = self.host_flops
@@ -192,6 +197,7 @@ def _train_grown(
         bus = Bus()
         stack.callback(bus.close)
         bus.subscribe(None, run_log.observe)
+        stack.enter_context(CapacityWatch(library.depths, bus.publish))
 
         def observe(record: Contract) -> None:
             # Events may wait for the bus's thread; what the audit trail is for is written now.

@@ -53,15 +53,20 @@ def _parent(
 def invent(library: Library, signature: SiteSignature, rng: random.Random, name: str) -> bool:
     """Submit one new blueprint for `signature`; False where nothing new came to mind.
 
+    A template that a full queue has dropped is offered again; a dropped mutant is forgotten.
+
     Raises:
         QueueFull: the library has enough to do.
     """
     known = library.blueprints(signature)
     ids = {b.blueprint_id for b in known}
+    archived = {b.blueprint_id for b in known if b.status is BlueprintStatus.ARCHIVED}
     for ir in templates_for(signature):
-        if ir.id not in ids:
-            library.submit(ir, signature, author=f"{name}/template", interest=TEMPLATE_INTEREST)
-            return True
+        if ir.id not in ids - archived:
+            record = library.submit(
+                ir, signature, author=f"{name}/template", interest=TEMPLATE_INTEREST)
+            if record.status is not BlueprintStatus.ARCHIVED:  # else a person took it out
+                return True
     parent = _parent(library, signature, known, rng)
     mutant = mutate(parent.ir, signature, rng, ids) if parent is not None else None
     if parent is None or mutant is None:
@@ -80,14 +85,19 @@ def run(
     target_depth: int = 4,
     name: str = "karn",
 ) -> None:
-    """Serve until `stop` is set, keeping `target_depth` blueprints waiting per signature."""
+    """Serve until `stop` is set, keeping `target_depth` blueprints waiting per signature.
+
+    The depth is multiplied by the library's capacity factor and rounded down, so that Karn
+    gives way early and offers nothing new to a queue that is all but full.
+    """
     rng = random.Random(seed)
     while not stop.is_set():
         try:
+            wanted = math.floor(target_depth * library.capacity())
             for signature in library.signatures():
                 waiting = sum(b.status is BlueprintStatus.UNVALIDATED
                               for b in library.blueprints(signature))
-                for _ in range(target_depth - waiting):
+                for _ in range(wanted - waiting):
                     if stop.is_set() or not invent(library, signature, rng, name):
                         break
         except QueueFull as e:

@@ -33,13 +33,14 @@ class BreakerPolicy:
 
     The design names failures and recovery only. A window of five minutes lets slow work count
     too: five compilations that fail after 25 s each must be able to open a breaker.
-    `probe` is how long a half-open probe may take; it covers one compilation or validation.
+    `probe` is how long a half-open probe may take; it covers one compilation or examination
+    with the start of its process.
     """
 
     failures: int
     recovery: float
     window: float = 300.0
-    probe: float = 120.0
+    probe: float = 240.0
 
     def __post_init__(self) -> None:
         if self.failures < 1 or min(self.recovery, self.window, self.probe) <= 0:

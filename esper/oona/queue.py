@@ -125,36 +125,40 @@ def may_return(waiting: int, limit: int) -> bool:
     return waiting < limit // 2
 
 
-def _refusal(limit: int, priority: Priority) -> str:
+def _refusal(limit: int, level: int) -> str:
     return (
         f"the queue is full ({limit} items) and none of them has a lower priority than "
-        f"{priority.name}; offer it again when the queue has drained"
+        f"{Priority(level).name}; offer it again when the queue has drained"
     )
 
 
-def _displacement(level: int, arrival: Priority) -> str:
-    return f"dropped at level {level} from a full queue for an arrival of priority {arrival.name}"
+def _displacement(level: int, arrival: int) -> str:
+    return (
+        f"dropped at level {level} from a full queue for an arrival of priority "
+        f"{Priority(arrival).name}"
+    )
 
 
 def admit(waiting: Collection[Item[T]], arrival: Item[T], limit: int, now: float) -> Admission[T]:
     """Decide on one arrival. Nothing is changed; the caller acts on the answer.
 
     A queue can hold more than `limit` items: emergencies are always accepted, and a lease
-    that expires brings an admitted item back. It then refuses or trades one for one.
+    that expires brings an admitted item back. It then refuses or trades one for one. An arrival
+    that is old already, because it waited in the queue before this one, comes at its aged
+    priority.
     """
     if len(waiting) < limit:
         return Admission(Decision.ACCEPTED)
+    comes_at = aged(arrival.priority, now - arrival.since)
     droppable = [i for i in waiting if i.priority != Priority.EMERGENCY]
     if droppable:
         victim = max(droppable, key=lambda i: rank(i, now))
         level = aged(victim.priority, now - victim.since)
-        if arrival.priority < level:
-            return Admission(
-                Decision.DISPLACED, victim.key, _displacement(level, arrival.priority)
-            )
+        if comes_at < level:
+            return Admission(Decision.DISPLACED, victim.key, _displacement(level, comes_at))
     if arrival.priority == Priority.EMERGENCY:
         return Admission(Decision.ACCEPTED)
-    return Admission(Decision.REFUSED, reason=_refusal(limit, arrival.priority))
+    return Admission(Decision.REFUSED, reason=_refusal(limit, comes_at))
 
 
 _Entry = tuple[float, float, int, T]  # as `rank` has it, then serial number, value
@@ -185,33 +189,34 @@ class BoundedQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._level_of)
 
-    def offer(self, value: T, priority: Priority, interest: float = 0.5) -> Admission[T]:
-        """Admit `value` or refuse it; `Admission.dropped` is the value that made room."""
+    def offer(
+        self, value: T, priority: Priority, interest: float = 0.5, since: float | None = None
+    ) -> Admission[T]:
+        """Admit `value` or refuse it; `Admission.dropped` is the value that made room.
+
+        `since` is when its waiting began, for what waited elsewhere before; by default now.
+        """
         now = self._clock()
         self._rise(now)
+        item = Item(value, priority, now if since is None else since, interest)
+        comes_at = aged(priority, now - item.since)
         admission: Admission[T] = Admission(Decision.ACCEPTED)
         if len(self._level_of) >= self.limit:
             level = next((n for n in range(len(Priority) - 1, 0, -1) if self._levels[n]), 0)
-            if priority < level:
+            if comes_at < level:
                 *_, serial, dropped = self._levels[level].pop()
                 del self._level_of[serial]
-                admission = Admission(
-                    Decision.DISPLACED, dropped, _displacement(level, priority)
-                )
+                admission = Admission(Decision.DISPLACED, dropped, _displacement(level, comes_at))
             elif priority != Priority.EMERGENCY:
-                return Admission(Decision.REFUSED, reason=_refusal(self.limit, priority))
-        level, serial = int(priority), next(self._serial)
-        self._place((_pull(level, interest), now, serial, value), level, now)
+                return Admission(Decision.REFUSED, reason=_refusal(self.limit, comes_at))
+        self._place_aged(item, comes_at)
         return admission
 
     def put_back(self, item: Item[T]) -> None:
         """Return an item that was admitted before, at the age it has, even to a full queue."""
         now = self._clock()
         self._rise(now)
-        level = aged(item.priority, now - item.since)
-        steps = int(item.priority) - level
-        entry = (_pull(level, item.interest), item.since, next(self._serial), item.key)
-        self._place(entry, level, item.since + steps * AGEING_SECONDS)
+        self._place_aged(item, aged(item.priority, now - item.since))
 
     def pop(self) -> T | None:
         """Take the item that is first in rank, or None where nothing waits."""
@@ -222,6 +227,11 @@ class BoundedQueue(Generic[T]):
                 del self._level_of[serial]
                 return value
         return None
+
+    def _place_aged(self, item: Item[T], level: int) -> None:
+        entry = (_pull(level, item.interest), item.since, next(self._serial), item.key)
+        risen = int(item.priority) - level
+        self._place(entry, level, item.since + risen * AGEING_SECONDS)
 
     def _place(self, entry: _Entry[T], level: int, since: float) -> None:
         """Put an entry onto a level that it reached at `since`."""

@@ -106,24 +106,33 @@ class HeuristicPolicy:
 
     # -- new seeds ------------------------------------------------------------------------
 
-    def _due(self, state: SystemState, capacity: float) -> str | None:
-        """The reason to germinate now, or None."""
+    def _due(self, state: SystemState, capacity: float) -> tuple[str, str]:
+        """The reason to germinate now and, where only load speaks against it, what it puts off;
+        "" for what is not."""
+        plain = self._reason(state, self.every, self.patience)
+        if capacity >= 1 or not plain:
+            return plain, ""
+        every, patience = (math.ceil(n / capacity) for n in (self.every, self.patience))
+        before, after = ((self.every, every) if self.trigger == "schedule"
+                         else (self.patience, patience))
+        slowed = f"capacity {capacity:g} makes {before} epochs {after}"
+        reason = self._reason(state, every, patience)
+        return (f"{reason}, slowed: {slowed}", "") if reason else ("", f"{plain}, but {slowed}")
+
+    def _reason(self, state: SystemState, every: int, patience: int) -> str:
         last = self._last
-        slowed = "" if capacity >= 1 else f", slowed by capacity {capacity:g}"
         if self.trigger == "schedule":
-            wait = math.ceil(self.every / capacity)
-            if state.epoch >= self.start and (last is None or state.epoch - last >= wait):
-                return f"schedule: every {self.every} epochs from {self.start}{slowed}"
-            return None
-        wait = math.ceil(self.patience / capacity)
+            if state.epoch >= self.start and (last is None or state.epoch - last >= every):
+                return f"schedule: every {self.every} epochs from {self.start}"
+            return ""
         losses = state.holdout_losses
-        if len(losses) <= wait or (last is not None and state.epoch - last < wait):
-            return None
-        before, recent = min(losses[:-wait]), min(losses[-wait:])
+        if len(losses) <= patience or (last is not None and state.epoch - last < patience):
+            return ""
+        before, recent = min(losses[:-patience]), min(losses[-patience:])
         if recent > before * (1 - self.min_delta):
             return (f"plateau: best held-out loss {recent:.4g} after {before:.4g} "
-                    f"{wait} epochs before{slowed}")
-        return None
+                    f"{patience} epochs before")
+        return ""
 
     def _choose(
         self, site: SiteStatus, state: SystemState, catalog: Catalog
@@ -178,9 +187,9 @@ class HeuristicPolicy:
         dormant = [s for s in state.sites if s.state is SeedState.DORMANT]
         if len(active) >= self.max_active or state.growths >= self.max_growths or not dormant:
             return Decision(tuple(commands))
-        reason = self._due(state, max(catalog.capacity, 0.1))
-        if reason is None:
-            return Decision(tuple(commands))
+        reason, put_off = self._due(state, max(catalog.capacity, 0.1))
+        if not reason:
+            return Decision(tuple(commands), put_off=put_off)
         looked: list[Considered] = []
         for site in sorted(dormant, key=lambda s: s.score or 0.0, reverse=True):
             kernel, seen = self._choose(site, state, catalog)

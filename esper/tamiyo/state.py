@@ -66,8 +66,11 @@ class Considered:
 
 @dataclass(frozen=True)
 class Decision:
+    """`put_off` says why a seed that was due was not germinated yet; "" where none was due."""
+
     commands: tuple[Command, ...] = ()
     considered: tuple[Considered, ...] = field(default=())
+    put_off: str = ""
 
 
 class Policy(Protocol):

@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator
 
 from esper.errors import (
-    ArtifactError,
     BlueprintError,
     CompileError,
     EsperError,
+    LibraryError,
     QueueFull,
     StaleClaim,
 )
 from esper.leyline.artifact import Pipeline, kernel_id
-from esper.leyline.library import BlueprintClaim, KernelRecord, Library
+from esper.leyline.library import BlueprintClaim, Library
+from esper.oona.breaker import BreakerState, CircuitBreaker
+from esper.oona.queue import KARN_TO_TEZZERET, LIMITS
+from esper.oona.retry import PATIENCE_SECONDS, patiently
 from esper.tezzeret.analysis import analyse
+from esper.tezzeret.control import control_error
 from esper.tezzeret.idle import claim_idle_work
 from esper.tezzeret.pipelines import choose_pipeline
 from esper.tezzeret.toolchain import toolchain
@@ -27,8 +31,7 @@ from esper.tezzeret.worker import Forge
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 IDLE_SECONDS = 10.0  # without new work, before old kernels are looked at
-PATIENCE_SECONDS = 300.0  # with a full queue of kernels, before an artifact is given up
-QUEUE_LIMIT = 100  # karn_to_tezzeret, section 6.3.1
+LIBRARY_PAUSE_SECONDS = 5.0  # after a library that did not answer
 
 
 @contextlib.contextmanager
@@ -55,56 +58,82 @@ def _kept_alive(library: Library, claim: BlueprintClaim) -> Iterator[None]:
         thread.join()
 
 
-def _hand_over(
-    library: Library, claim: BlueprintClaim, artifact: bytes, stop: threading.Event, patience: float
-) -> KernelRecord:
-    """Give the artifact to the library, waiting for room: it was dear to make.
-
-    Raises:
-        QueueFull: there was no room for `patience` seconds, or the service is stopping.
-    """
-    end = time.monotonic() + patience
-    while True:
-        try:
-            return library.complete_blueprint(claim, artifact)
-        except QueueFull:
-            if stop.is_set() or time.monotonic() >= end:
-                raise
-            stop.wait(1.0)
-
-
 def _carry(
     library: Library, claim: BlueprintClaim, forge: Forge, stop: threading.Event,
     pipeline: Pipeline | None, patience: float,
 ) -> str:
     """Bring one claimed blueprint to its end; returns what became of it, for the log."""
     record = claim.record
-    load = library.depths().karn_to_tezzeret / QUEUE_LIMIT
+    load = library.depths().karn_to_tezzeret / LIMITS[KARN_TO_TEZZERET]
     chosen = pipeline or record.pipeline or choose_pipeline(record.interest, load)
     try:
         analyse(record.ir, record.signature)
     except BlueprintError as e:
-        library.reject_blueprint(claim, str(e))
-        return f"refused: {e}"
+        reason = str(e)
+        patiently(lambda: library.reject_blueprint(claim, reason), stop, patience)
+        return f"refused: {reason}"
     identity = kernel_id(record.blueprint_id, record.signature, toolchain(), chosen)
     for known in library.kernels(signature=record.signature):
         if known.kernel_id == identity:
             # Released it would come straight back; completed with what is there it is done.
             library.complete_blueprint(claim, library.fetch(known.digest).read_bytes())
             return f"is in the library already: {identity}"
-    with _kept_alive(library, claim):
-        forge.start(stop.is_set)  # where this fails, the blueprint is not to blame
-        try:
-            artifact = forge.compile(
-                record.ir, record.signature, chosen, cancelled=stop.is_set
-            )
-            kernel = _hand_over(library, claim, artifact, stop, patience)
-        except (CompileError, ArtifactError) as e:
-            if stop.is_set():
-                raise
-            library.reject_blueprint(claim, str(e))
-            return f"refused: {str(e).strip().splitlines()[-1]}"
+    artifact = forge.compile(record.ir, record.signature, chosen, cancelled=stop.is_set)
+    # It was dear to make, so a full queue or a failing store is waited for.
+    kernel = patiently(lambda: library.complete_blueprint(claim, artifact), stop, patience)
     return f"{chosen} kernel {kernel.kernel_id} in {kernel.manifest.compile_seconds:.1f} s"
+
+
+class _ToolchainBroken(CompileError):
+    """Not even the control compiles."""
+
+
+def _serve(
+    library: Library, claim: BlueprintClaim, forge: Forge, stop: threading.Event,
+    pipeline: Pipeline | None, patience: float,
+) -> str:
+    """`_carry`, and where that fails find out whose fault it is.
+
+    Raises:
+        _ToolchainBroken: it is the toolchain's.
+        EsperError: it is the library's, or the service is stopping. In both cases the claim
+            still stands.
+    """
+    try:
+        return _carry(library, claim, forge, stop, pipeline, patience)
+    except (LibraryError, QueueFull):
+        raise
+    except Exception as e:
+        if not isinstance(e, EsperError):
+            log.exception("unforeseen, on %s", claim.record.blueprint_id)
+        broken = control_error(forge, claim.record.signature.device, stop.is_set)
+        if stop.is_set():
+            raise EsperError(f"the service is stopping: {e}") from e
+        if broken:
+            raise _ToolchainBroken(f"{e}; the control fails too: {broken}") from e
+        reason = str(e) if isinstance(e, EsperError) else f"unforeseen: {e!r}"
+        patiently(lambda: library.reject_blueprint(claim, reason), stop, patience)
+        return f"refused: {reason.strip().splitlines()[-1]}"
+
+
+def _allowed(breaker: CircuitBreaker, forge: Forge, stop: threading.Event) -> bool:
+    """Whether the toolchain may be given work. An open breaker is waited for, and probed with
+    the control when its time has come."""
+    if breaker.state is BreakerState.CLOSED:
+        return True
+    probe = breaker.acquire()
+    if probe is None:
+        stop.wait(min(1.0, breaker.retry_after()))
+        return False
+    broken = control_error(forge, "cpu", stop.is_set)
+    if broken:
+        probe.failure()
+        log.warning("the toolchain still fails; next look in %.0f s: %s",
+                    breaker.retry_after(), broken.strip().splitlines()[-1])
+    else:
+        probe.success()
+        log.info("the toolchain works again")
+    return False
 
 
 def run(
@@ -119,17 +148,23 @@ def run(
     """Serve until `stop` is set, or with `once` until nothing new waits.
 
     `pipeline` overrides the choice for all work, and leaves out recompilation while idle. No
-    failure of one item ends the service; an item that failed for no fault of its own is given
-    back.
+    failure of one item ends the service. An item that failed for no fault of its own is given
+    back; a toolchain that fails five items in five minutes gets none for a minute, and then
+    only once the control compiles (see `control`).
 
     Raises:
         CompileError: there is no working C++ compiler; nothing was claimed.
+        EsperError: with `once`, what stood in the way of an item that was given back.
     """
     tools = toolchain()
     tried: set[str] = set()
     last_new = time.monotonic()
+    patience = 0.0 if once else PATIENCE_SECONDS
+    breaker = CircuitBreaker("tezzeret_compilation")
     with Forge() as forge:
         while not stop.is_set():
+            if not _allowed(breaker, forge, stop):
+                continue
             try:
                 claim = library.claim_blueprint(worker_name, LEASE_SECONDS)
                 if claim is not None:
@@ -139,20 +174,25 @@ def run(
                 elif pipeline is None and time.monotonic() - last_new >= IDLE_SECONDS:
                     claim = claim_idle_work(library, worker_name, LEASE_SECONDS, tools, tried)
             except EsperError:
+                if once:
+                    raise
                 log.exception("the library did not answer")
-                claim = None
+                stop.wait(LIBRARY_PAUSE_SECONDS)
+                continue
             if claim is None:
                 stop.wait(poll_seconds)
                 continue
-            patience = 0.0 if once else PATIENCE_SECONDS
+            permit = breaker.acquire()
+            assert permit is not None, "closed, and nobody else uses it"
             try:
-                outcome = _carry(library, claim, forge, stop, pipeline, patience)
+                with _kept_alive(library, claim):
+                    outcome = _serve(library, claim, forge, stop, pipeline, patience)
             except StaleClaim:
                 outcome = "lost: the lease was over"
-            except Exception as e:
+            except EsperError as e:
+                if isinstance(e, _ToolchainBroken):
+                    permit.failure()
                 outcome = f"given back: {e}"
-                if not isinstance(e, EsperError):
-                    log.exception("unforeseen, on %s", claim.record.blueprint_id)
                 with contextlib.suppress(EsperError):
                     library.release(claim)
                 if once:

@@ -246,12 +246,13 @@ class Session:
         return summary
 
     def _carry_out(self, decision: Decision) -> None:
-        if decision.considered:
+        if decision.considered or decision.put_off:
             # Under the trace of what came of it, so that one id leads from the choice on.
             chosen = (c.trace_id for c in decision.commands if c.action is Action.GERMINATE)
             self._publish(Event(
                 topic=Topic.COMMANDS, sender="tamiyo", trace_id=next(chosen, new_id("tr")),
-                body={"considered": [vars(c) for c in decision.considered]}))
+                body={"considered": [vars(c) for c in decision.considered],
+                      "put_off": decision.put_off}))
         for command in decision.commands:
             self._publish(command)
             try:

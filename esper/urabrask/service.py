@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,13 @@ import psutil
 from pydantic import ValidationError
 
 from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim
+from esper.leyline.artifact import Runtime
 from esper.leyline.library import KernelClaim, KernelRecord, Library
 from esper.leyline.verdict import ValidationReport
+from esper.oona.breaker import BreakerState, CircuitBreaker, Permit
+from esper.oona.retry import PATIENCE_SECONDS, patiently
 from esper.urabrask.child import NOT_YET, Spec
+from esper.urabrask.runtime import runtime
 
 log = logging.getLogger("esper.urabrask")
 
@@ -51,27 +56,53 @@ def run(
 ) -> int:
     """Examine kernels until `stop` is set; with `once`, until none waits. Returns how many.
 
-    Stopping ends a running examination and gives its kernel back. A library that fails, or a
-    child that cannot even start, is tried again after `poll_seconds`; with `once` the error
-    is raised.
+    Only kernels that this machine can run are claimed. Stopping ends a running examination and
+    gives its kernel back. A library that fails is tried again; with `once` the error is raised.
+
+    What a kernel does to its child is a verdict on the kernel. A child that ends before it has
+    touched the kernel, or a disk with no room for its report, is a failure of this machine: the
+    kernel goes back, and after three in five minutes none is claimed for half a minute, then
+    one, as the probe (breaker urabrask_validation).
     """
     done = 0
+    patience = 0.0 if once else PATIENCE_SECONDS
+    breaker = CircuitBreaker("urabrask_validation")
     while not stop.is_set():
+        if pause := breaker.retry_after():
+            stop.wait(min(1.0, pause))
+            continue
         try:
-            claim = library.claim_kernel(worker_name, lease_seconds)
+            here = _runtime(breaker)
+            claim = library.claim_kernel(worker_name, lease_seconds, here)
             if claim is not None:
-                done += _handle(library, claim, stop, lease_seconds, limits or Limits())
+                done += _handle(
+                    library, claim, stop, lease_seconds, limits or Limits(), breaker, patience
+                )
                 continue
         except StaleClaim as e:
             log.warning("a lease ran out, the result is dropped: %s", e)
-        except EsperError as e:
+        except (EsperError, OSError) as e:
             if once:
                 raise
-            log.warning("trying again in %g s: %s", poll_seconds, e)
+            log.warning("trying again: %s", e)
         if once:
             break
         stop.wait(poll_seconds)
     return done
+
+
+def _permit(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.acquire()
+    assert permit is not None, "the time for it has come, and nobody else uses this breaker"
+    return permit
+
+
+def _runtime(breaker: CircuitBreaker) -> Runtime:
+    """What this machine can run; a failure to find out counts like a child that cannot start."""
+    if breaker.state is not BreakerState.CLOSED:
+        return runtime()  # the probe is for a whole examination
+    with _permit(breaker):
+        return runtime()
 
 
 def _handle(
@@ -80,22 +111,31 @@ def _handle(
     stop: threading.Event,
     lease_seconds: float,
     limits: Limits,
+    breaker: CircuitBreaker,
+    patience: float,
 ) -> int:
     record = claim.record
     lost = threading.Event()
+    permit = _permit(breaker)
     with _heartbeat(library, claim, lease_seconds, lost):
         try:
             report = _examine_record(library, record, limits, (stop, lost))
-        except BaseException:
+        except BaseException as e:
             # The store or the child's start failed, not the kernel: it goes back undone.
+            if not isinstance(e, LibraryError):
+                permit.failure()
             with contextlib.suppress(LibraryError):
                 library.release(claim)
             raise
+        finally:
+            permit.success()  # counts only where no failure was reported
+        if report is not None:
+            finished = report
+            patiently(lambda: library.complete_kernel(claim, finished), stop, patience)
     if report is None:
         if not lost.is_set():
             library.release(claim)
         return 0
-    library.complete_kernel(claim, report)
     log.info(
         "kernel %s: %s%s",
         record.kernel_id,
@@ -179,7 +219,10 @@ def examine_file(
         if how is None:
             return None
         seconds = time.monotonic() - start
-        if not how:
+        if how:
+            shutil.rmtree(scratch, ignore_errors=True)  # what the kernel littered is its own fault
+            _check_room(home)
+        else:
             try:
                 return ValidationReport.model_validate_json(Path(spec.report).read_bytes())
             except (OSError, ValidationError) as e:
@@ -193,6 +236,24 @@ def examine_file(
             )
         reason = f"the process that ran it {how} during {during}"
         return _rejection(kernel_id, f"{reason}: {said}" if said else reason, seconds)
+
+
+def _check_room(folder: Path) -> None:
+    """Raise where a child may have failed because nothing can be written here.
+
+    Raises:
+        EsperError: the disk is full, or gone.
+    """
+    try:
+        with (folder / "room").open("wb") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as e:
+        raise EsperError(
+            f"nothing can be written below {folder} ({e}), so a failed examination says nothing "
+            "about its kernel; free some space or set TMPDIR"
+        ) from e
 
 
 def _run_child(

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from esper.errors import ContractError, LibraryError, NotInLibrary, QueueFull, StaleClaim
 from esper.leyline.artifact import Manifest, Pipeline, Runtime
@@ -31,6 +32,7 @@ from esper.oona.queue import (
     MAX_ATTEMPTS,
     URABRASK_VALIDATION,
     URZA_STORAGE,
+    Item,
     lifted,
 )
 from esper.urza import queues
@@ -56,6 +58,7 @@ class LocalLibrary(Shelves):
       a new submission; one that was archived by a person stays archived.
     - A compiled kernel that was dropped is RETIRED; the library brings it back by itself once
       the queue is less than half full. No compilation is lost.
+    - A kernel has the age of its blueprint: what has waited for its compile does not begin anew.
     - An item whose lease expires was admitted before, so it returns even to a full queue.
     - A kernel that no worker could run for an hour is RETIRED as if dropped, and comes back
       when a worker asks that can.
@@ -91,7 +94,8 @@ class LocalLibrary(Shelves):
             row = con.execute(find, key).fetchone()
             if row is not None and not row["shed"]:
                 return blueprint_record(row)
-            queues.make_room(con, BLUEPRINTS, priority, interest, now)
+            arrival = queues.arrival(priority, now, interest)
+            queues.make_room(con, BLUEPRINTS, arrival, now)
             con.executemany(
                 "INSERT OR IGNORE INTO lineage (child, parent) VALUES (?, ?)",
                 [(ir.id, parent) for parent in parents],
@@ -176,19 +180,19 @@ class LocalLibrary(Shelves):
         with self._store.read() as con:  # refuse before the blob is written, where possible
             now = self._clock()
             row = queues.held(con, line, key, claim.token, now)
-            priority, interest = Priority(row["priority"]), row["interest"]
-            if row["returns_to"] == BlueprintStatus.COMPILED:
-                priority = Priority.BACKGROUND  # recompilation is maintenance
-            known = self._find(con, manifest.kernel_id)
-            if known is None:
-                queues.make_room(con, KERNELS, priority, interest, now, act=False)
-        if self._blobs.writing() >= LIMITS[URZA_STORAGE] and priority is not Priority.EMERGENCY:
+            kernel = queues.arrival(Priority(row["priority"]), row["queued"], row["interest"])
+            if row["returns_to"] == BlueprintStatus.COMPILED:  # recompilation is maintenance
+                kernel = replace(kernel, priority=Priority.BACKGROUND, since=now)
+            if self._find(con, manifest.kernel_id) is None:
+                queues.make_room(con, KERNELS, kernel, now, act=False)
+        full = self._blobs.writing() >= LIMITS[URZA_STORAGE]
+        if full and kernel.priority is not Priority.EMERGENCY:
             raise QueueFull(
                 f"{URZA_STORAGE}: {LIMITS[URZA_STORAGE]} blobs are being written; try again soon"
             )
         with self._through_the_breaker():
             digest = self._blobs.put(artifact)
-            return self._record_kernel(claim, artifact, manifest, digest, priority, interest)
+            return self._record_kernel(claim, manifest, digest, len(artifact), kernel)
 
     @contextmanager
     def _through_the_breaker(self) -> Iterator[None]:
@@ -211,9 +215,9 @@ class LocalLibrary(Shelves):
             permit.success()  # counts only where nothing was reported yet
 
     def _record_kernel(
-        self, claim: BlueprintClaim, artifact: bytes, manifest: Manifest, digest: str,
-        priority: Priority, interest: float,
+        self, claim: BlueprintClaim, manifest: Manifest, digest: str, size: int, kernel: Item[int]
     ) -> KernelRecord:
+        """The kernel's row and its blueprint's; it comes at the priority and age of `kernel`."""
         line, key = _line(claim)
         with self._store.write() as con:
             now = self._clock()
@@ -221,13 +225,13 @@ class LocalLibrary(Shelves):
             known = self._find(con, manifest.kernel_id)
             if known is None:
                 queues.sweep(con, KERNELS, now)
-                queues.make_room(con, KERNELS, priority, interest, now)
+                queues.make_room(con, KERNELS, kernel, now)
                 made = con.execute(
                     "INSERT INTO kernels (kernel_id, blueprint_id, signature_id, manifest, digest, "
                     "size, created, priority, interest, queued, status, updated) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (manifest.kernel_id, *key, manifest.model_dump_json(), digest, len(artifact),
-                     now, int(priority), interest, now, KERNELS.waiting, now),
+                    (manifest.kernel_id, *key, manifest.model_dump_json(), digest, size, now,
+                     int(kernel.priority), kernel.interest, kernel.since, KERNELS.waiting, now),
                 )
                 queues.born(
                     con, KERNELS, int(made.lastrowid or 0), now, f"compiled by {claim.worker}"

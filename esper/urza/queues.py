@@ -149,22 +149,20 @@ def count(con: sqlite3.Connection, line: Line, status: StrEnum) -> int:
     return int(con.execute(query, (status,)).fetchone()[0])
 
 
+def arrival(priority: Priority, since: float, interest: float) -> Item[int]:
+    """Something that has no row yet; it has waited, here or before here, since `since`."""
+    return Item(-1, priority, since, interest)
+
+
 def make_room(
-    con: sqlite3.Connection,
-    line: Line,
-    priority: Priority,
-    interest: float,
-    now: float,
-    *,
-    act: bool = True,
+    con: sqlite3.Connection, line: Line, arrival: Item[int], now: float, *, act: bool = True
 ) -> None:
     """Admit an arrival, dropping the item that the policy names; only ask where not `act`.
 
     Raises:
         QueueFull: the arrival is refused.
     """
-    items = _items(con, line, line.waiting)
-    admission = admit(items, Item(-1, priority, now, interest), line.limit, now)
+    admission = admit(_items(con, line, line.waiting), arrival, line.limit, now)
     if not admission.accepted:
         raise QueueFull(f"{line.queue}: {admission.reason}")
     if act and admission.dropped is not None:
@@ -194,7 +192,7 @@ def set_aside(con: sqlite3.Connection, runtime: Runtime, now: float) -> None:
     long_ago = now - UNRUNNABLE_SECONDS
     old = [
         row for row in con.execute(
-            built_with + "status = ? AND queued <= ? AND priority != ?",
+            built_with + "status = ? AND created <= ? AND priority != ?",
             (KERNELS.waiting, long_ago, Priority.EMERGENCY),
         ) if row["torch"] != runtime.torch or row["isa"] not in runtime.isas
     ]

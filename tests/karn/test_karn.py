@@ -14,11 +14,14 @@ from esper.errors import BlueprintError
 from esper.karn import service
 from esper.karn.mutate import mutate
 from esper.karn.templates import TEMPLATES, templates_for
+from esper.leyline.events import Priority
+from esper.leyline.lifecycle import BlueprintStatus
 from esper.leyline.reference import apply, initial_parameters
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tezzeret.analysis import Budget, analyse
 from esper.urza.library import LocalLibrary
+from tests.urza.support import blueprint
 
 GENEROUS = Budget(parameters_per_cc=64, minimum_parameters=1 << 16)
 SIGNATURES = [
@@ -101,3 +104,24 @@ def test_the_service_keeps_the_queue_filled_and_records_parents(tmp_path: Path) 
     mutants = [r for r in records if r.blueprint_id not in templates]
     assert len(mutants) == 8 - len(templates)
     assert all(r.parents and r.author == "karn/mutant" for r in mutants)
+
+
+def test_a_template_dropped_from_a_full_queue_is_offered_again(tmp_path: Path) -> None:
+    library, rng = LocalLibrary(tmp_path), random.Random(0)
+    signature = SiteSignature(kind=SiteKind.FEATURES, channels=12)
+    assert service.invent(library, signature, rng, "karn")
+    (first,) = library.blueprints()
+    for n in range(1, 101):
+        library.submit(blueprint(n), signature, author="test", priority=Priority.STRATEGIC)
+
+    def status() -> BlueprintStatus:
+        return next(b.status for b in library.blueprints() if b.blueprint_id == first.blueprint_id)
+
+    assert status() is BlueprintStatus.ARCHIVED and library.capacity() == 0.1
+    while library.depths().karn_to_tezzeret > 40:
+        library.claim_blueprint("w", 600)
+    service.invent(library, signature, rng, "karn")
+    assert status() is BlueprintStatus.UNVALIDATED
+    library.archive(first.blueprint_id, signature, "a person's wish")
+    service.invent(library, signature, rng, "karn")
+    assert status() is BlueprintStatus.ARCHIVED

@@ -19,7 +19,8 @@ PRIORITIES = st.sampled_from(Priority)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("wait"), st.integers(0, 700)),
-        st.tuples(st.just("offer"), PRIORITIES, st.sampled_from([0.0, 0.5, 1.0])),
+        st.tuples(st.just("offer"), PRIORITIES, st.sampled_from([0.0, 0.5, 1.0]),
+                  st.sampled_from([0, 400])),
         st.tuples(st.sampled_from(["pop", "pop and put back"])),
     ),
     max_size=60,
@@ -37,9 +38,10 @@ def test_a_bounded_queue_does_what_the_pure_policy_says(
         if step[0] == "wait":
             now += step[1]  # type: ignore[operator]
         elif step[0] == "offer":
-            arrival = Item(serial, step[1], now, step[2])  # type: ignore[arg-type]
+            arrival = Item(serial, step[1], now - step[3], step[2])  # type: ignore[arg-type,operator]
             expected = admit(list(model.values()), arrival, limit, now)
-            given_answer = queue.offer(serial, arrival.priority, arrival.interest)
+            given_answer = queue.offer(
+                serial, arrival.priority, arrival.interest, arrival.since)
             assert given_answer.decision is expected.decision
             if expected.decision is Decision.REFUSED:
                 assert given_answer.reason and not given_answer.accepted
@@ -49,7 +51,8 @@ def test_a_bounded_queue_does_what_the_pure_policy_says(
                 dropped = model.pop(given_answer.dropped)
                 assert dropped.priority is not Priority.EMERGENCY
                 assert rank(dropped, now) == max(rank(i, now) for i in [*model.values(), dropped])
-                assert aged(dropped.priority, now - dropped.since) > arrival.priority
+                assert aged(dropped.priority, now - dropped.since) > aged(
+                    arrival.priority, now - arrival.since)
             model[serial] = arrival
         else:
             popped = queue.pop()

@@ -57,8 +57,13 @@ def test_schedule_starts_where_told_and_takes_the_site_with_the_most_signal() ->
 def test_load_on_the_slow_track_stretches_the_interval() -> None:
     policy, busy = HeuristicPolicy(start=1, every=2), Catalog((kernel("k1"),), capacity=0.3)
     assert policy.decide(state(1, site()), busy).commands
-    grown = [e for e in range(2, 12) if policy.decide(state(e, site()), busy).commands]
+    decisions = {e: policy.decide(state(e, site()), busy) for e in range(2, 12)}
+    grown = [e for e, d in decisions.items() if d.commands]
     assert grown == [8], "ceil(2 / 0.3) = 7 epochs after the first"
+    assert "slowed: capacity 0.3 makes 2 epochs 7" in decisions[8].commands[0].reason
+    assert not decisions[2].put_off, "not due at any capacity"
+    assert decisions[3].put_off == (
+        "schedule: every 2 epochs from 1, but capacity 0.3 makes 2 epochs 7")
 
 
 def test_plateau_waits_for_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -22,7 +23,10 @@ from esper.leyline.blueprint import parse_blueprint
 from esper.leyline.library import KernelRecord
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.oona import breaker
+from esper.oona.breaker import BreakerPolicy
 from esper.urabrask import service
+from esper.urabrask.runtime import runtime
 from esper.urabrask.service import Limits, examine_file
 from esper.urza.library import LocalLibrary
 from tests.artifacts import members, pack
@@ -147,11 +151,54 @@ def test_a_damaged_artifact_is_rejected(hostile: dict[str, bytes], tmp_path: Pat
 def test_a_child_that_cannot_start_is_not_the_kernels_fault(
     hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
     library, record = _library(tmp_path / "library", hostile["inert"])
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(EsperError, match="which kernels run here"):
+            service.run(library, threading.Event(), worker_name="w", once=True)
+    runtime()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EsperError, match="before it began"):
         service.run(library, threading.Event(), worker_name="w", once=True)
     assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
+
+
+def test_after_three_failures_of_the_machine_kernels_are_left_alone_until_a_probe_succeeds(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = BreakerPolicy(failures=3, recovery=1.5)
+    monkeypatch.setattr(breaker, "POLICIES", {**breaker.POLICIES, "urabrask_validation": policy})
+    library, record = _library(tmp_path / "library", hostile["inert"])
+    runtime()
+    tries: list[float] = []
+    examine, full = service._check_room, [True]
+
+    def full_disk(folder: Path) -> None:
+        tries.append(time.monotonic())
+        if full[0]:
+            raise EsperError("No space left on device")
+        examine(folder)
+
+    # The kernel does make its child fail, which would be its own fault on a sound machine.
+    monkeypatch.setattr(service, "_check_room", full_disk)
+    monkeypatch.setattr(
+        service, "_run_child", lambda spec, *_: Path(spec.stage).write_text("x") and "exited with 1"
+    )
+    stop = threading.Event()
+    worker = threading.Thread(target=service.run, args=(library, stop),
+                              kwargs={"worker_name": "w", "poll_seconds": 0.01})
+    worker.start()
+    end = time.monotonic() + 20
+    while len(tries) < 5 and time.monotonic() < end:
+        full[0] = len(tries) < 4
+        time.sleep(0.005)
+    while library.kernel(record.kernel_id).report is None and time.monotonic() < end:
+        time.sleep(0.02)
+    stop.set()
+    worker.join(5)
+    gaps = [b - a for a, b in itertools.pairwise(tries)]
+    assert len(gaps) == 4 and max(gaps[:2]) < 1 < 1.4 < min(gaps[2:]), "3 tries, probe, probe"
+    assert library.kernel(record.kernel_id).status is KernelStatus.REJECTED
 
 
 def test_the_service_rejects_a_crashing_kernel_and_goes_on(

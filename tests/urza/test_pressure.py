@@ -136,3 +136,23 @@ def test_a_library_of_version_1_opens_with_all_it_had(tmp_path: Path) -> None:
         assert con.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     con.close()
     assert len(LocalLibrary(tmp_path, clock).blueprints()) == 6, "and again, now up to date"
+
+
+def test_what_waited_for_its_compile_does_not_begin_anew(tmp_path: Path) -> None:
+    """Else an old background item would hold a compile worker at a full queue of kernels."""
+    clock = Clock()
+    library = LocalLibrary(tmp_path, clock)
+    library.submit(blueprint(100), SIG, author="karn", priority=Priority.BACKGROUND)
+    clock.now += 900
+    old = library.claim_blueprint("tezzeret", 3600)
+    for n in range(50):
+        compiled(library, n + 1)
+    assert old is not None
+    with pytest.raises(QueueFull):
+        library.submit(blueprint(101), SIG, author="karn")
+        fresh = library.claim_blueprint("tezzeret", 60)
+        assert fresh is not None
+        library.complete_blueprint(fresh, artifact(fresh.record.ir))
+    kernel = library.complete_blueprint(old, artifact(old.record.ir))
+    first = library.claim_kernel("urabrask", 60)
+    assert first is not None and first.record.kernel_id == kernel.kernel_id
