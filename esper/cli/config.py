@@ -11,7 +11,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -20,6 +20,7 @@ from esper.errors import ConfigError
 from esper.leyline.artifact import Pipeline
 
 MAX_CONFIG_BYTES = 1 << 20
+M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -167,17 +168,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def _section_of(annotation: Any) -> type[BaseModel] | None:
     for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
 
 
-def _keys_beside(path: Sequence[int | str]) -> list[str]:
-    """The keys that were open where the last part of `path` was given."""
-    section: type[Section] = RunConfig
+def _keys_beside(path: Sequence[int | str], section: type[BaseModel]) -> list[str]:
+    """The keys of `section` that were open where the last part of `path` was given."""
     for part in path[:-1]:
+        if isinstance(part, int):  # a place in a list, whose items are all of one kind
+            continue
         field = section.model_fields.get(str(part))
         inner = _section_of(field.annotation) if field is not None else None
         if inner is None:
@@ -186,11 +188,11 @@ def _keys_beside(path: Sequence[int | str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, model: type[BaseModel]) -> str:
     path = list(error["loc"])
     dotted = ".".join(str(p) for p in path) or "the file"
     if error["type"] == "extra_forbidden":
-        keys = _keys_beside(path)
+        keys = _keys_beside(path, model)
         near = difflib.get_close_matches(str(path[-1]), keys, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{dotted}: unknown key; {hint}the keys here are: {', '.join(keys)}"
@@ -204,7 +206,12 @@ def _explain(error: Any) -> str:
 
 
 def parse_config(text: str, source: str = "configuration") -> RunConfig:
-    """Read a configuration; `source` names it in messages.
+    """Read the configuration of a run; see `parse_yaml`."""
+    return parse_yaml(text, source, RunConfig)
+
+
+def parse_yaml(text: str, source: str, model: type[M]) -> M:
+    """Read a configuration that `model` describes; `source` names it in messages.
 
     Raises:
         ConfigError: not YAML, an unknown or missing key, or a value out of range; every
@@ -222,22 +229,27 @@ def parse_config(text: str, source: str = "configuration") -> RunConfig:
         raise ConfigError(f"{source}: {e}") from None
     if not isinstance(data, dict):
         raise ConfigError(
-            f"{source}: expected a mapping with the keys {', '.join(RunConfig.model_fields)}, "
+            f"{source}: expected a mapping with the keys {', '.join(model.model_fields)}, "
             f"found {'nothing' if data is None else type(data).__name__}"
         )
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as e:
         # A union reports every member; one line per place in the file is enough.
-        faults = dict.fromkeys(_explain(error) for error in e.errors(include_url=False))
+        faults = dict.fromkeys(_explain(error, model) for error in e.errors(include_url=False))
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults)) from None
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Read a configuration file.
+    """Read the configuration file of a run; see `load_yaml`."""
+    return load_yaml(path, RunConfig, "examples/digits.yaml")
+
+
+def load_yaml(path: str | Path, model: type[M], example: str) -> M:
+    """Read a configuration file that `model` describes, such as `example`.
 
     Raises:
-        ConfigError: it cannot be read, or see `parse_config`.
+        ConfigError: it cannot be read, or see `parse_yaml`.
     """
     path = Path(path)
     try:
@@ -245,6 +257,6 @@ def load_config(path: str | Path) -> RunConfig:
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise ConfigError(
-            f"{path}: {reason}; give the path of a YAML file, such as examples/digits.yaml"
+            f"{path}: {reason}; give the path of a YAML file, such as {example}"
         ) from e
-    return parse_config(text, str(path))
+    return parse_yaml(text, str(path), model)

@@ -1,7 +1,7 @@
 """The `esper` command.
 
-Exit codes: 0 done; 1 it ran and found something wrong (`doctor`), or a fault of esper's own,
-with a traceback; 2 wrong usage, configuration, data or library, with one message; 130
+Exit codes: 0 done; 1 it ran and found something wrong (`doctor`, `simulate`), or a fault of
+esper's own, with a traceback; 2 wrong usage, configuration, data or library, with one message; 130
 interrupted by the user.
 """
 
@@ -17,7 +17,8 @@ from esper.errors import EsperError
 
 EXIT_CODES = """exit codes:
   0    done
-  1    doctor found something wrong, or esper itself failed (with a traceback)
+  1    doctor found something wrong, a promise of simulate was broken, or esper itself failed
+       (with a traceback)
   2    wrong usage, configuration, data or library; one message says which
   130  interrupted
 """
@@ -62,6 +63,13 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    from esper.cli.simulate import run
+
+    path = Path(options.load)
+    return run(path, Path(options.out) if options.out else Path("runs") / path.stem)
+
+
 def _library_parser(parser: argparse.ArgumentParser) -> None:
     from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 
@@ -101,6 +109,12 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has and what esper can do on it")
     doctor.set_defaults(run=_doctor)
     _library_parser(commands.add_parser("library", help="look at blueprints and kernels"))
+    simulate = commands.add_parser(
+        "simulate", help="replay a load against the queue policy and check what it promises")
+    simulate.add_argument("load", metavar="LOAD.yaml")
+    simulate.add_argument("--out", metavar="FOLDER",
+                          help="where load.html and load.json go; default: runs/<name of the file>")
+    simulate.set_defaults(run=_simulate)
     report = commands.add_parser("report", help="write report.html for a run folder")
     report.add_argument("folder", metavar="RUN", help="the folder of a run")
     report.set_defaults(run=_report)

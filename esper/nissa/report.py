@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from esper.leyline.lifecycle import SeedState
 from esper.nissa import charts, findings
 from esper.nissa.charts import Mark, Series
 from esper.nissa.metrics import EpochRow, Run, read_run
+from esper.nissa.page import both, write_page
 
-DESK, PHONE = 860.0, 350.0
 _MARKED: Mapping[SeedState, str] = {
     SeedState.GERMINATED: "born",
     SeedState.FOSSILIZED: "kept",
@@ -36,16 +34,7 @@ def write_report(run_folder: str | Path) -> Path:
         ContractError: it is not a run folder, or a file in it is damaged.
     """
     run = read_run(run_folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(_context(run))
-    target = run.folder / "report.html"
-    partial = target.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, target)
-    return target
+    return write_page("report.html.j2", _context(run), run.folder / "report.html")
 
 
 def headline(run_folder: str | Path) -> str:
@@ -55,15 +44,6 @@ def headline(run_folder: str | Path) -> str:
         ContractError: as `write_report`.
     """
     return findings.headline(read_run(run_folder)).sentence.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def _both(draw: Callable[[float], str]) -> Markup | None:
-    """The chart for a desk and for a phone; the page shows one of them."""
-    wide = draw(DESK)
-    if not wide:
-        return None
-    # Everything that came from outside was escaped where the SVG was put together.
-    return Markup(f'<div class="desk">{wide}</div><div class="phone">{draw(PHONE)}</div>')
 
 
 def _arms(run: Run) -> tuple[tuple[EpochRow, ...], tuple[EpochRow, ...]]:
@@ -112,7 +92,7 @@ def _curve(run: Run, attribute: str, label: str, **style: Any) -> Markup | None:
     marks = _marks(run, grown)
     if all(v is None for s in series for v in s.ys):
         return None
-    return _both(lambda width: charts.line_chart(label, series, width=width, marks=marks, **style))
+    return both(lambda width: charts.line_chart(label, series, width=width, marks=marks, **style))
 
 
 def _beside_growth(
@@ -129,7 +109,7 @@ def _steps(run: Run) -> tuple[Markup | None, str]:
         return None, ""
     beside = np.zeros(0, dtype=np.int64) if growth is None else _beside_growth(steps, growth)
     special = steps[beside]
-    chart = _both(lambda width: charts.step_histogram(
+    chart = both(lambda width: charts.step_histogram(
         "distribution of step times", steps, special, width=width))
     p50, p99 = np.percentile(steps, (50, 99))
     said = (f"{len(steps):,} steps; median {charts.duration(float(p50))}, p99 "
@@ -191,7 +171,7 @@ def _context(run: Run) -> dict[str, Any]:
                              from_zero=True, height=170),
         "flops": _curve(run, "flops_per_sample", "FLOPs per sample by epoch", steps=True,
                         from_zero=True, height=170),
-        "timeline": _both(lambda width: charts.timeline(
+        "timeline": both(lambda width: charts.timeline(
             "state of every site over steps", rows, last=last, width=width)) if rows else None,
         "states": findings.states_seen(run),
         "kernels": _kernels(run),

@@ -116,13 +116,16 @@ def _pull(level: int, interest: float) -> float:
     return -interest if level > Priority.STRATEGIC else 0.0
 
 
-def may_return(waiting: int, limit: int) -> bool:
-    """Whether a queue is calm enough to take back work that was dropped from it.
+def may_return(item: Item[T], waiting: int, limit: int, now: float) -> bool:
+    """Whether work that was dropped from a queue, and kept, may go back into it.
 
-    Less than half full, so that what comes back neither stands in the way of an arrival nor
-    lowers the capacity factor.
+    It may while the queue is less than half full, where it neither stands in the way of an
+    arrival nor lowers the capacity factor; and once it has risen to the top it may take any
+    free place, for nothing but an emergency can drop it then. (Earlier it would only be
+    dropped again, and later it would starve under a load that never ends.)
     """
-    return waiting < limit // 2
+    at_the_top = aged(item.priority, now - item.since) <= Priority.STRATEGIC
+    return waiting < (limit if at_the_top else limit // 2)
 
 
 def _refusal(limit: int, level: int) -> str:

@@ -56,8 +56,8 @@ class LocalLibrary(Shelves):
     Decisions that the contract leaves open:
     - A blueprint that was dropped from a full queue is ARCHIVED and may be submitted again, as
       a new submission; one that was archived by a person stays archived.
-    - A compiled kernel that was dropped is RETIRED; the library brings it back by itself once
-      the queue is less than half full. No compilation is lost.
+    - A compiled kernel that was dropped is RETIRED, and the library brings it back by itself
+      (see `oona.queue.may_return`). No compilation is lost.
     - A kernel has the age of its blueprint: what has waited for its compile does not begin anew.
     - An item whose lease expires was admitted before, so it returns even to a full queue.
     - A kernel that no worker could run for an hour is RETIRED as if dropped, and comes back
@@ -275,6 +275,7 @@ class LocalLibrary(Shelves):
             ):
                 return None
             lease = queues.lease(con, KERNELS, item.key, worker, lease_seconds, now)
+            queues.readmit(con, KERNELS, now, runtime)  # before an arrival takes the place
             row = con.execute("SELECT * FROM kernels WHERE seq = ?", (lease.seq,)).fetchone()
             record = kernel_record(row)
         return KernelClaim(record=record, worker=worker, token=lease.token, expires=lease.expires)

@@ -172,12 +172,12 @@ def make_room(
 def readmit(
     con: sqlite3.Connection, line: Line, now: float, runtime: Runtime | None = None
 ) -> None:
-    """Bring back the best shed item, if `runtime` can run it and the queue is calm."""
-    if not may_return(count(con, line, line.waiting), line.limit):
-        return
+    """Bring back the best shed item that `runtime` can run, if the policy lets it."""
     shed = _items(con, line, line.dropped, runtime, shed=True)
-    if shed:
-        best = min(shed, key=lambda i: rank(i, now))
+    if not shed:
+        return
+    best = min(shed, key=lambda i: rank(i, now))
+    if may_return(best, count(con, line, line.waiting), line.limit, now):
         move(con, line, best.key, line.waiting, "back in the queue, which has room again", now)
 
 
