@@ -192,6 +192,7 @@ def run(
             except EsperError as e:
                 if isinstance(e, _ToolchainBroken):
                     permit.failure()
+                    tried.clear()  # with a broken toolchain nothing was really tried
                 outcome = f"given back: {e}"
                 with contextlib.suppress(EsperError):
                     library.release(claim)

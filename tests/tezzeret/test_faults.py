@@ -187,7 +187,7 @@ def test_a_real_compiler_that_breaks_and_is_repaired(
         return BlueprintStatus.COMPILED in seen
 
     try:
-        serve(library, repaired, seconds=240)
+        serve(library, repaired, seconds=480)
     finally:
         toolchain.cache_clear()
     assert BlueprintStatus.COMPILED in seen and BlueprintStatus.INVALID not in seen
