@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from esper.errors import CompileError
 from esper.leyline.artifact import Pipeline
 from esper.leyline.blueprint import BlueprintIR, C, Node, Op
 from esper.leyline.signature import SiteKind, SiteSignature
@@ -37,7 +36,7 @@ def control_error(
     signature = SiteSignature(kind=SiteKind.FEATURES, channels=8, device=device)
     try:
         forge.compile(CONTROL, signature, Pipeline.FAST, cancelled=cancelled)
-    except (CompileError, OSError) as e:
+    except Exception as e:  # whatever goes wrong with the control is not a blueprint's fault
         forge.close()
-        return str(e)
+        return str(e) or repr(e)
     return ""

@@ -27,7 +27,7 @@ from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim
 from esper.leyline.artifact import Runtime
 from esper.leyline.library import KernelClaim, KernelRecord, Library
 from esper.leyline.verdict import ValidationReport
-from esper.oona.breaker import BreakerState, CircuitBreaker, Permit
+from esper.oona.breaker import CircuitBreaker, Permit
 from esper.oona.retry import PATIENCE_SECONDS, patiently
 from esper.urabrask.child import NOT_YET, Spec
 from esper.urabrask.runtime import runtime
@@ -99,8 +99,8 @@ def _permit(breaker: CircuitBreaker) -> Permit:
 
 def _runtime(breaker: CircuitBreaker) -> Runtime:
     """What this machine can run; a failure to find out counts like a child that cannot start."""
-    if breaker.state is not BreakerState.CLOSED:
-        return runtime()  # the probe is for a whole examination
+    if runtime.cache_info().currsize:
+        return runtime()
     with _permit(breaker):
         return runtime()
 
@@ -121,6 +121,10 @@ def _handle(
         try:
             report = _examine_record(library, record, limits, (stop, lost))
         except BaseException as e:
+            if isinstance(e, Exception) and not isinstance(e, EsperError | OSError):
+                # Nobody foresaw this. The lease is left to expire, which counts: given back, a
+                # kernel that has this effect would be claimed for ever.
+                raise
             # The store or the child's start failed, not the kernel: it goes back undone.
             if not isinstance(e, LibraryError):
                 permit.failure()

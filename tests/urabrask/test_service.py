@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from esper.errors import EsperError
-from esper.leyline.artifact import Manifest
+from esper.leyline.artifact import Manifest, Runtime
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import parse_blueprint
 from esper.leyline.library import KernelRecord
@@ -161,6 +162,27 @@ def test_a_child_that_cannot_start_is_not_the_kernels_fault(
     with pytest.raises(EsperError, match="before it began"):
         service.run(library, threading.Event(), worker_name="w", once=True)
     assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
+
+
+def test_an_installation_that_starts_no_child_is_not_asked_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = BreakerPolicy(failures=3, recovery=1.0)
+    monkeypatch.setattr(breaker, "POLICIES", {**breaker.POLICIES, "urabrask_validation": policy})
+    tries: list[float] = []
+    stop = threading.Event()
+
+    @functools.cache
+    def broken() -> Runtime:
+        tries.append(time.monotonic())
+        if len(tries) == 5:
+            stop.set()
+        raise EsperError("no child could be started")
+
+    monkeypatch.setattr(service, "runtime", broken)
+    service.run(LocalLibrary(tmp_path), stop, worker_name="w", poll_seconds=0.01)
+    gaps = [b - a for a, b in itertools.pairwise(tries)]
+    assert len(gaps) == 4 and max(gaps[:2]) < 0.9 < min(gaps[2:])
 
 
 def test_after_three_failures_of_the_machine_kernels_are_left_alone_until_a_probe_succeeds(
