@@ -76,6 +76,27 @@ def invent(library: Library, signature: SiteSignature, rng: random.Random, name:
     return True
 
 
+def keep_waiting(
+    library: Library, stop: threading.Event, rng: random.Random, *, target_depth: int,
+    name: str = "karn",
+) -> None:
+    """Submit until `target_depth` blueprints wait for every signature.
+
+    The depth is multiplied by the library's capacity factor and rounded down, so that Karn
+    gives way early and offers nothing new to a queue that is all but full.
+
+    Raises:
+        QueueFull: the library has enough to do.
+    """
+    wanted = math.floor(target_depth * library.capacity())
+    for signature in library.signatures():
+        waiting = sum(b.status is BlueprintStatus.UNVALIDATED
+                      for b in library.blueprints(signature))
+        for _ in range(wanted - waiting):
+            if stop.is_set() or not invent(library, signature, rng, name):
+                break
+
+
 def run(
     library: Library,
     stop: threading.Event,
@@ -85,21 +106,11 @@ def run(
     target_depth: int = 4,
     name: str = "karn",
 ) -> None:
-    """Serve until `stop` is set, keeping `target_depth` blueprints waiting per signature.
-
-    The depth is multiplied by the library's capacity factor and rounded down, so that Karn
-    gives way early and offers nothing new to a queue that is all but full.
-    """
+    """Serve until `stop` is set; see `keep_waiting`."""
     rng = random.Random(seed)
     while not stop.is_set():
         try:
-            wanted = math.floor(target_depth * library.capacity())
-            for signature in library.signatures():
-                waiting = sum(b.status is BlueprintStatus.UNVALIDATED
-                              for b in library.blueprints(signature))
-                for _ in range(wanted - waiting):
-                    if stop.is_set() or not invent(library, signature, rng, name):
-                        break
+            keep_waiting(library, stop, rng, target_depth=target_depth, name=name)
         except QueueFull as e:
             log.info("waiting: %s", e)
         except EsperError:

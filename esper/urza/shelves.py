@@ -95,11 +95,11 @@ class Shelves:
         """
         with self._store.read() as con:
             rows = con.execute(
-                "WITH RECURSIVE up (id, distance) AS (VALUES (?, 0) UNION "
+                "WITH RECURSIVE up (id, distance) AS (VALUES (:id, 0) UNION "
                 "SELECT parent, distance + 1 FROM lineage JOIN up ON child = id "
-                "WHERE distance < 1000) SELECT id FROM up WHERE id != ?1 "
+                "WHERE distance < 1000) SELECT id FROM up WHERE id != :id "
                 "GROUP BY id ORDER BY min(distance), id",
-                (blueprint_id,),
+                {"id": blueprint_id},
             ).fetchall()
         return [r[0] for r in rows]
 

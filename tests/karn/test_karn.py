@@ -125,3 +125,16 @@ def test_a_template_dropped_from_a_full_queue_is_offered_again(tmp_path: Path) -
     library.archive(first.blueprint_id, signature, "a person's wish")
     service.invent(library, signature, rng, "karn")
     assert status() is BlueprintStatus.ARCHIVED
+
+
+@pytest.mark.parametrize(("others", "offered"), [(10, 4), (60, 2), (80, 1), (95, 0)])
+def test_karn_gives_way_as_the_queue_fills(tmp_path: Path, others: int, offered: int) -> None:
+    """Of a depth of four, capacity 1, 0.7, 0.3 and 0.1 leave so many."""
+    library = LocalLibrary(tmp_path)
+    signature = SiteSignature(kind=SiteKind.FEATURES, channels=12)
+    elsewhere = signature.model_copy(update={"channels": 16})
+    for n in range(1, others + 1):
+        library.submit(blueprint(n), elsewhere, author="somebody else")
+    library.register_signature(signature)
+    service.keep_waiting(library, threading.Event(), random.Random(0), target_depth=4)
+    assert len(library.blueprints(signature)) == offered
