@@ -155,7 +155,6 @@ class CMakeBuild(build_ext):
             "CMAKE_CXX_COMPILER": compiler,
             "ESPER_OUTPUT": target,
             "ESPER_TORCH_DIR": torch.folder,
-            "ESPER_TORCH_VERSION": torch.version,
             "ESPER_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "ESPER_CXX11_ABI": torch.cxx11_abi,
             "ESPER_ISA_FLAGS": ";".join(flags),

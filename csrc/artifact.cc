@@ -8,20 +8,12 @@
 #include <system_error>
 #include <utility>
 
-#include <ATen/Version.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#ifdef ESPER_WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
-#endif
 
 #include "errors.h"
 #include "sha256.h"
-
-#ifndef ESPER_TORCH_BUILD
-#error "ESPER_TORCH_BUILD must be torch.__version__ of the torch that is built against"
-#endif
 
 namespace esper {
 namespace {
@@ -156,28 +148,35 @@ class PrivateFolder {
   std::string path_;
 };
 
-std::string IsaHere(const at::Device& device) {
-  if (device.is_cpu()) return at::get_cpu_capability();
-#ifdef ESPER_WITH_CUDA
-  if (device.is_cuda() && at::cuda::is_available()) {
-    const auto* const properties = at::cuda::getCurrentDeviceProperties();
-    return "sm_" + std::to_string(properties->major) + std::to_string(properties->minor);
+// The CRC-32 of zip (polynomial 0xedb88320), for a few kilobytes: bit by bit is fast enough.
+uint32_t Checksum(std::string_view bytes) {
+  uint32_t crc = ~uint32_t{0};
+  for (const char byte : bytes) {
+    crc ^= static_cast<unsigned char>(byte);
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ (0xedb88320u & -(crc & 1));
   }
-#endif
-  throw ArtifactMismatch("the kernel is made for device " + device.str() +
-                         ", which this process cannot use; choose a kernel for cpu");
+  return ~crc;
 }
 
-void CheckRunsHere(const Expected& expected) {
-  const char* const again = "; let Tezzeret compile the blueprint again here";
-  if (expected.torch != ESPER_TORCH_BUILD) {
-    throw ArtifactMismatch("kernel " + expected.kernel_id + " is built for torch " +
-                           expected.torch + ", this is torch " ESPER_TORCH_BUILD + again);
+std::string Digest(std::string_view bytes) {
+  return Sha256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
+}
+
+std::string CheckedDigest(const std::string& file, const std::string& path,
+                          const std::string& expected) {
+  std::string found = Digest(file);
+  if (found != expected) {
+    Corrupt(path + ": the SHA-256 is " + found + ", expected " + expected +
+            "; the file is damaged or another one");
   }
-  const std::string here = IsaHere(at::Device(expected.device));
-  if (expected.isa != here) {
-    throw ArtifactMismatch("kernel " + expected.kernel_id + " is built for " + expected.isa +
-                           " (" + expected.device + "), this machine runs " + here + again);
+  return found;
+}
+
+Members ParseNamed(const std::string& file, const std::string& path) {
+  try {
+    return ParseArtifact(file);
+  } catch (const ArtifactCorrupt& e) {
+    throw ArtifactCorrupt(path + ": " + e.what());
   }
 }
 
@@ -216,6 +215,10 @@ Members ParseArtifact(std::string_view file) {
              Number(header, 42, 4) == offsets[i] &&
              reader.Take(part.name.size(), "a name") == part.name,
          part.name, "the directory contradicts the member");
+    if (i == 0) {
+      Need(Number(header, 16, 4) == Checksum(members.manifest), part.name,
+           "the checksum does not fit the content");
+    }
     offset += kCentral + part.name.size();
   }
   const auto end = reader.Take(kEnd, "its end record");
@@ -231,26 +234,24 @@ Members ParseArtifact(std::string_view file) {
   return members;
 }
 
-c10::intrusive_ptr<SeedKernel> OpenArtifact(const Expected& expected) {
-  CheckRunsHere(expected);
-  const std::string file = ReadFile(expected.path);
-  const auto* const bytes = reinterpret_cast<const unsigned char*>(file.data());
-  const std::string found = Sha256(bytes, file.size());
-  if (found != expected.digest) {
-    Corrupt(expected.path + ": the SHA-256 is " + found + ", expected " + expected.digest +
-            "; the file is damaged or another one");
-  }
-  Members members;
-  try {
-    members = ParseArtifact(file);
-  } catch (const ArtifactCorrupt& e) {
-    throw ArtifactCorrupt(expected.path + ": " + e.what());
-  }
+Artifact::Artifact(std::string content, const std::string& path, const std::string& digest)
+    : file(std::move(content)),
+      digest(CheckedDigest(file, path, digest)),
+      members(ParseNamed(file, path)),
+      digests{Digest(members.blueprint), Digest(members.forward), Digest(members.backward)} {}
+
+std::shared_ptr<const Artifact> ReadArtifact(const std::string& path, const std::string& digest) {
+  return std::make_shared<const Artifact>(ReadFile(path), path, digest);
+}
+
+c10::intrusive_ptr<SeedKernel> OpenArtifact(const Artifact& artifact,
+                                            const Convention& convention) {
+  const Members& members = artifact.members;
   const PrivateFolder folder;
   // Once mapped, the files are not needed.
   auto kernel = c10::make_intrusive<SeedKernel>(
       folder.Write("forward.so", members.forward), folder.Write("backward.so", members.backward),
-      expected.backward_inputs, expected.gradients, expected.device, expected.dtype);
+      convention.backward_inputs, convention.gradients, convention.device, convention.dtype);
   kernel->papers = {std::string(members.manifest), std::string(members.blueprint),
                     members.forward.size() + members.backward.size()};
   return kernel;

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,26 +25,42 @@ struct Members {
 };
 
 // Reads a zip of exactly the four members, stored, in their order, within their caps, with
-// nothing before, between or after them but the headers zip itself needs.
+// nothing before, between or after them but the headers zip itself needs. The checksum of the
+// manifest is compared, for of the other members it holds digests.
 // Throws ArtifactCorrupt. Never reads outside of `file`, whatever is in it.
 Members ParseArtifact(std::string_view file);
 
-// What the library says of an artifact, and how its code wants to be called.
-struct Expected {
-  std::string path;
-  std::string digest;  // SHA-256 of the file, hexadecimal
-  std::string kernel_id;
-  std::string torch;  // the torch that it was built for, as torch.__version__ says it
-  std::string isa;    // for cpu what torch's get_cpu_capability says, for cuda "sm_90"
+// An artifact in memory. Neither copied nor moved: `members` are views into `file`.
+//
+// Invariant: `digest` is the SHA-256 of `file`, and `file` was parsed. What the manifest says is
+// for Python to check (esper/kasmina/artifact.py), before OpenArtifact is called.
+struct Artifact {
+  Artifact(std::string content, const std::string& path, const std::string& digest);
+  Artifact(const Artifact&) = delete;
+  Artifact& operator=(const Artifact&) = delete;
+
+  const std::string file;
+  const std::string digest;
+  const Members members;
+  // SHA-256 of the members that the manifest has digests of, in their order.
+  const std::array<std::string, 3> digests;
+};
+
+// Reads the file at `path` once. Throws ArtifactCorrupt where it is too large, no plain file, of
+// another SHA-256 than `digest`, or no artifact; std::system_error where it cannot be read.
+std::shared_ptr<const Artifact> ReadArtifact(const std::string& path, const std::string& digest);
+
+// How compiled code wants to be called, see SeedKernel.
+struct Convention {
   std::vector<std::string> backward_inputs;
   std::vector<int64_t> gradients;
   std::string device;
   std::string dtype;
 };
 
-// Checks torch and machine, reads the file once, compares its digest, parses it, and only then
-// opens its code, from a folder that only this user can enter and that is gone on return.
-// Throws ArtifactMismatch, ArtifactCorrupt, or c10::Error where the code cannot be opened.
-c10::intrusive_ptr<SeedKernel> OpenArtifact(const Expected& expected);
+// Opens the code of an artifact, from a folder that only this user can enter and that is gone on
+// return. Throws c10::Error where it cannot be opened, std::system_error where there is no place.
+c10::intrusive_ptr<SeedKernel> OpenArtifact(const Artifact& artifact,
+                                            const Convention& convention);
 
 }  // namespace esper

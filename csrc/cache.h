@@ -12,8 +12,10 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -46,14 +48,16 @@ struct CacheStatistics {
 //
 // Invariants, whenever the mutex is free:
 //   1. lru_ and entries_ hold the same entries, lru_ with the most recently used in front;
-//   2. resident bytes and count are the sums over entries_, and within the limits;
+//   2. resident bytes and count are the sums over entries_, and within the limits; what is
+//      loaded and not yet entered is not counted;
 //   3. a key is in loading_ exactly while one thread, and one only, runs its load;
 //   4. values are loaded and destroyed outside of the mutex, so that no load, and no closing of
 //      a library, ever makes a hit wait.
 // A value that use_count() shows to be nobody's stays so while the mutex is held: references
 // are made from the cache's own only under the mutex, and others are copies of those.
 //
-// Thread-safe. Statistics are atomics; to read them takes no lock.
+// Thread-safe. Statistics are atomics, each right by itself; to read them takes no lock, so two
+// of them may be of different moments. A load must not ask the cache for its own key.
 template <typename Pointer>
 class Cache {
  public:
@@ -68,11 +72,9 @@ class Cache {
   Cache& operator=(const Cache&) = delete;
 
   // The value, or null. Never waits for a load.
-  Pointer Find(const std::string& key) ESPER_EXCLUDES(mutex_) {
+  Pointer Find(std::string_view key) ESPER_EXCLUDES(mutex_) {
     const Locked lock(mutex_);
-    Pointer found = Touch(key);
-    if (found) hits_.fetch_add(1, std::memory_order_relaxed);
-    return found;
+    return Touch(key);
   }
 
   // The value, loaded by this call or by whichever came first. Throws what the load throws, to
@@ -82,16 +84,13 @@ class Cache {
     bool mine = false;
     {
       Locked lock(mutex_);
-      if (Pointer found = Touch(key)) {
-        hits_.fetch_add(1, std::memory_order_relaxed);
-        return found;
-      }
-      misses_.fetch_add(1, std::memory_order_relaxed);
+      if (Pointer found = Touch(key)) return found;
+      Increase(misses_, 1);
       auto [place, is_new] = loading_.try_emplace(key);
       if (is_new) place->second = std::make_shared<Flight>();
       flight = place->second;
       mine = is_new;
-      if (!mine) lock.Wait(landed_, [&] { return flight->done; });
+      while (!mine && !flight->done) lock.Wait(landed_);
     }
     if (mine) Fly(key, load, *flight);
     if (flight->error) std::rethrow_exception(flight->error);
@@ -99,7 +98,7 @@ class Cache {
   }
 
   // Drops the value if nobody uses it; whether it did.
-  bool Evict(const std::string& key) ESPER_EXCLUDES(mutex_) {
+  bool Evict(std::string_view key) ESPER_EXCLUDES(mutex_) {
     Pointer out;  // destroyed after the mutex is released
     const Locked lock(mutex_);
     const auto place = entries_.find(key);
@@ -121,7 +120,8 @@ class Cache {
   void BeforeFork() ESPER_ACQUIRE(mutex_) { mutex_.Lock(); }
   void AfterForkInParent() ESPER_RELEASE(mutex_) { mutex_.Unlock(); }
   void AfterForkInChild() ESPER_RELEASE(mutex_) {
-    loading_.clear();  // the threads that were loading are the parent's
+    loading_.clear();                         // the threads that were loading are the parent's,
+    new (&landed_) std::condition_variable;  // and so are those that were waiting
     mutex_.Unlock();
   }
 
@@ -138,9 +138,23 @@ class Cache {
     std::exception_ptr error;
   };
 
-  Pointer Touch(const std::string& key) ESPER_REQUIRES(mutex_) {
+  // Keys are digests: a part of one spreads as well as the whole.
+  struct Hash {
+    size_t operator()(std::string_view key) const {
+      return std::hash<std::string_view>()(key.substr(0, 16));
+    }
+  };
+
+  // All counters are written under the mutex, so they need no read-modify-write.
+  static void Increase(std::atomic<uint64_t>& counter, uint64_t by) {
+    constexpr auto relaxed = std::memory_order_relaxed;
+    counter.store(counter.load(relaxed) + by, relaxed);
+  }
+
+  Pointer Touch(std::string_view key) ESPER_REQUIRES(mutex_) {
     const auto place = entries_.find(key);
     if (place == entries_.end()) return Pointer();
+    Increase(hits_, 1);
     lru_.splice(lru_.begin(), lru_, place->second);
     return place->second->value;
   }
@@ -162,14 +176,14 @@ class Cache {
         try {
           MakeRoom(key, loaded.bytes, out);
           lru_.push_front({key, loaded.value, loaded.bytes});
-          entries_.emplace(key, lru_.begin());
+          entries_.emplace(lru_.front().key, lru_.begin());
           Count(loaded.bytes, nanoseconds);
           flight.value = std::move(loaded.value);
         } catch (...) {
           flight.error = std::current_exception();
         }
       }
-      if (flight.error) failures_.fetch_add(1, std::memory_order_relaxed);
+      if (flight.error) Increase(failures_, 1);
       loading_.erase(key);
       flight.done = true;
     }
@@ -209,20 +223,20 @@ class Cache {
 
   Pointer Remove(typename Order::iterator entry) ESPER_REQUIRES(mutex_) {
     Pointer value = std::move(entry->value);
-    resident_bytes_.fetch_sub(entry->bytes);
-    resident_count_.fetch_sub(1);
-    evictions_.fetch_add(1, std::memory_order_relaxed);
+    Increase(resident_bytes_, -entry->bytes);  // unsigned: wraps around to the difference
+    Increase(resident_count_, -uint64_t{1});
+    Increase(evictions_, 1);
     entries_.erase(entry->key);
     lru_.erase(entry);
     return value;
   }
 
   void Count(uint64_t bytes, uint64_t nanoseconds) ESPER_REQUIRES(mutex_) {
-    resident_bytes_.fetch_add(bytes);
-    resident_count_.fetch_add(1);
-    loads_.fetch_add(1, std::memory_order_relaxed);
-    load_nanoseconds_.fetch_add(nanoseconds, std::memory_order_relaxed);
-    longest_load_.store(std::max(longest_load_.load(), nanoseconds));
+    Increase(resident_bytes_, bytes);
+    Increase(resident_count_, 1);
+    Increase(loads_, 1);
+    Increase(load_nanoseconds_, nanoseconds);
+    longest_load_.store(std::max(longest_load_.load(), nanoseconds), std::memory_order_relaxed);
   }
 
   const uint64_t max_bytes_;
@@ -230,10 +244,12 @@ class Cache {
   Mutex mutex_;
   std::condition_variable landed_;
   Order lru_ ESPER_GUARDED_BY(mutex_);
-  std::unordered_map<std::string, typename Order::iterator> entries_ ESPER_GUARDED_BY(mutex_);
+  // The keys are views of the entries' own, which stay in place for as long as the entry lives.
+  std::unordered_map<std::string_view, typename Order::iterator, Hash> entries_
+      ESPER_GUARDED_BY(mutex_);
   std::unordered_map<std::string, std::shared_ptr<Flight>> loading_ ESPER_GUARDED_BY(mutex_);
 
-  // Written under the mutex, hits_ and misses_ included; read without.
+  // Written under the mutex, read without.
   std::atomic<uint64_t> hits_{0}, misses_{0}, loads_{0}, failures_{0}, evictions_{0};
   std::atomic<uint64_t> resident_bytes_{0}, resident_count_{0};
   std::atomic<uint64_t> load_nanoseconds_{0}, longest_load_{0};

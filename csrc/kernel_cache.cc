@@ -1,10 +1,14 @@
 #include "kernel_cache.h"
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include <pthread.h>
+#include <unistd.h>
 
 namespace esper {
 
@@ -22,7 +26,7 @@ struct ForkGuard {
 
   static void Add(KernelCache* cache) {
     static const int installed = pthread_atfork(&Before, &InParent, &InChild);
-    static_cast<void>(installed);
+    if (installed != 0) throw std::runtime_error("pthread_atfork failed: no memory is left");
     const std::lock_guard<std::mutex> lock(mutex());
     caches().push_back(cache);
   }
@@ -31,92 +35,66 @@ struct ForkGuard {
     std::erase(caches(), cache);
   }
 
-  static void Before() {
+  // In the order in which they are taken elsewhere, too. A loop of locks is beyond the analysis.
+  static void Before() ESPER_UNCHECKED {
     mutex().lock();
     for (auto* const cache : caches()) {
+      cache->mutex_.Lock();
       cache->pool_.BeforeFork();
       cache->cache_.BeforeFork();
     }
   }
-  static void InParent() {
+  static void InParent() ESPER_UNCHECKED {
     for (auto* const cache : caches()) {
       cache->cache_.AfterForkInParent();
       cache->pool_.AfterForkInParent();
+      cache->mutex_.Unlock();
     }
     mutex().unlock();
   }
-  static void InChild() {
+  static void InChild() ESPER_UNCHECKED {
     for (auto* const cache : caches()) {
       cache->cache_.AfterForkInChild();
       cache->pool_.AfterForkInChild();
+      cache->reading_.clear();
+      cache->mutex_.Unlock();
     }
     mutex().unlock();
   }
 };
 
-ThreadPool::~ThreadPool() {
-  std::vector<std::thread> threads;
-  {
-    const Locked lock(mutex_);
-    ending_ = true;
-    threads.swap(threads_);
-  }
-  signal_.notify_all();
-  for (auto& thread : threads) thread.join();
+template <typename T>
+Pending<T>::Pending(std::shared_future<T> result)
+    : result_(std::move(result)), owner_(getpid()) {}
+
+template <typename T>
+bool Pending<T>::Done() const {
+  return result_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
 }
 
-void ThreadPool::Submit(std::function<void()> task) {
-  {
-    const Locked lock(mutex_);
-    tasks_.push_back(std::move(task));
-    if (threads_.size() < size_) threads_.emplace_back([this] { Work(); });
-  }
-  signal_.notify_one();
-}
-
-void ThreadPool::Work() {
-  while (true) {
-    std::function<void()> task;
-    {
-      Locked lock(mutex_);
-      lock.Wait(signal_, [this] { return ending_ || !tasks_.empty(); });
-      if (tasks_.empty()) return;
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
-    }
-    task();
+template <typename T>
+bool Pending<T>::Failed() const {
+  if (!Done()) return false;
+  try {
+    result_.get();
+    return false;
+  } catch (...) {
+    return true;
   }
 }
 
-void ThreadPool::AfterForkInChild() {
-  // The handles are of threads that are not here: neither to be joined nor to be destroyed.
-  new std::vector<std::thread>(std::move(threads_));
-  threads_.clear();
-  tasks_.clear();
-  mutex_.Unlock();
-}
-
-bool KernelCache::Pending::Done() const {
-  const Locked lock(mutex_);
-  return done_;
-}
-
-KernelCache::Kernel KernelCache::Pending::Wait() {
-  Locked lock(mutex_);
-  lock.Wait(signal_, [this] { return done_; });
-  if (error_) std::rethrow_exception(error_);
-  return kernel_;
-}
-
-void KernelCache::Pending::Finish(Kernel kernel, std::exception_ptr error) {
-  {
-    const Locked lock(mutex_);
-    kernel_ = std::move(kernel);
-    error_ = std::move(error);
-    done_ = true;
+template <typename T>
+T Pending<T>::Wait() const {
+  if (getpid() != owner_ && !Done()) {
+    throw std::runtime_error(
+        "this kernel was asked for before the process was forked, and the thread at work on it "
+        "is the parent's; ask for it again");
   }
-  signal_.notify_all();
+  return result_.get();
 }
+
+template class Pending<KernelCache::Sealed>;
+template class Pending<KernelCache::Kernel>;
 
 KernelCache::KernelCache(uint64_t max_bytes, uint64_t max_count, size_t threads)
     : cache_(max_bytes, max_count), pool_(threads) {
@@ -125,23 +103,33 @@ KernelCache::KernelCache(uint64_t max_bytes, uint64_t max_count, size_t threads)
 
 KernelCache::~KernelCache() { ForkGuard::Remove(this); }
 
-KernelCache::Kernel KernelCache::Load(const Expected& expected) {
-  return cache_.Get(expected.digest, [&] {
-    Kernel kernel = OpenArtifact(expected);
-    const uint64_t bytes = kernel->papers.code_bytes;
-    return Cache<Kernel>::Loaded{std::move(kernel), bytes};
-  });
+std::shared_ptr<Pending<KernelCache::Sealed>> KernelCache::Read(const std::string& path,
+                                                                const std::string& digest) {
+  const Locked lock(mutex_);
+  if (const auto place = reading_.find(digest); place != reading_.end()) {
+    if (auto shared = place->second.lock(); shared && !shared->Failed()) return shared;
+  }
+  std::erase_if(reading_, [](const auto& entry) { return entry.second.expired(); });
+  auto work = std::make_shared<std::packaged_task<Sealed()>>(
+      [path, digest] { return ReadArtifact(path, digest); });
+  std::shared_ptr<Pending<Sealed>> pending(new Pending<Sealed>(work->get_future().share()));
+  reading_[digest] = pending;
+  pool_.Submit([work = std::move(work)] { (*work)(); });
+  return pending;
 }
 
-std::shared_ptr<KernelCache::Pending> KernelCache::Prefetch(Expected expected) {
-  auto pending = std::make_shared<Pending>();
-  pool_.Submit([this, pending, expected = std::move(expected)] {
-    try {
-      pending->Finish(Load(expected), nullptr);
-    } catch (...) {
-      pending->Finish({}, std::current_exception());
-    }
-  });
+std::shared_ptr<Pending<KernelCache::Kernel>> KernelCache::Open(Sealed artifact,
+                                                                Convention convention) {
+  auto work = std::make_shared<std::packaged_task<Kernel()>>(
+      [this, artifact = std::move(artifact), convention = std::move(convention)] {
+        return cache_.Get(artifact->digest, [&] {
+          Kernel kernel = OpenArtifact(*artifact, convention);
+          const uint64_t bytes = kernel->papers.code_bytes;
+          return Cache<Kernel>::Loaded{std::move(kernel), bytes};
+        });
+      });
+  std::shared_ptr<Pending<Kernel>> pending(new Pending<Kernel>(work->get_future().share()));
+  pool_.Submit([work = std::move(work)] { (*work)(); });
   return pending;
 }
 

@@ -1,88 +1,76 @@
 #pragma once
 
-#include <condition_variable>
-#include <deque>
-#include <functional>
+#include <atomic>
+#include <future>
 #include <memory>
 #include <string>
-#include <thread>
-#include <vector>
+#include <string_view>
+#include <unordered_map>
+
+#include <sys/types.h>
 
 #include "artifact.h"
 #include "cache.h"
 #include "thread_annotations.h"
+#include "thread_pool.h"
 
 namespace esper {
 
-// A few threads that run tasks in order of arrival.
-//
-// Invariants: a task runs once; tasks that were accepted run before the destructor returns. A
-// forked child has none of the threads and starts its own when it is first given a task.
-//
-// Thread-safe. Tasks must not throw, and must not need Python's lock.
-class ThreadPool {
+// What a pool's thread is at work on. Thread-safe. Wait is to be called without Python's lock.
+template <typename T>
+class Pending {
  public:
-  explicit ThreadPool(size_t threads) : size_(threads) {}
-  ~ThreadPool();
-
-  void Submit(std::function<void()> task) ESPER_EXCLUDES(mutex_);
-
-  void BeforeFork() ESPER_ACQUIRE(mutex_) { mutex_.Lock(); }
-  void AfterForkInParent() ESPER_RELEASE(mutex_) { mutex_.Unlock(); }
-  void AfterForkInChild() ESPER_RELEASE(mutex_);
+  bool Done() const;
+  // Throws what the work threw, and std::runtime_error in a child of the process that asked: the
+  // thread at work is not in it.
+  T Wait() const;
 
  private:
-  void Work() ESPER_EXCLUDES(mutex_);
+  friend class KernelCache;
+  explicit Pending(std::shared_future<T> result);
+  bool Failed() const;
 
-  const size_t size_;
-  Mutex mutex_;
-  std::condition_variable signal_;
-  std::deque<std::function<void()>> tasks_ ESPER_GUARDED_BY(mutex_);
-  std::vector<std::thread> threads_ ESPER_GUARDED_BY(mutex_);
-  bool ending_ ESPER_GUARDED_BY(mutex_) = false;
+  const std::shared_future<T> result_;
+  const pid_t owner_;
 };
 
 // Opened kernels by the digest of their artifact. Kernels that somebody holds are pinned.
 //
-// Thread-safe. Load and Wait block and are to be called without Python's lock; Find never does.
+// A kernel comes in two steps, for between them Python looks at what the artifact says of
+// itself: Read takes it into memory and checks its digest, Open opens the code. Both run on the
+// cache's own threads, which never need Python's lock, and both happen once however many ask at
+// a time. What was read is gone when the last who asked for it lets go of it.
+//
+// Thread-safe. Find never waits for a load.
 class KernelCache {
  public:
   using Kernel = c10::intrusive_ptr<SeedKernel>;
-
-  // A load that was asked for ahead of its use.
-  class Pending {
-   public:
-    bool Done() const ESPER_EXCLUDES(mutex_);
-    // Waits; throws what the load threw.
-    Kernel Wait() ESPER_EXCLUDES(mutex_);
-
-   private:
-    friend class KernelCache;
-    void Finish(Kernel kernel, std::exception_ptr error) ESPER_EXCLUDES(mutex_);
-
-    mutable Mutex mutex_;
-    std::condition_variable signal_;
-    bool done_ ESPER_GUARDED_BY(mutex_) = false;
-    Kernel kernel_ ESPER_GUARDED_BY(mutex_);
-    std::exception_ptr error_ ESPER_GUARDED_BY(mutex_);
-  };
+  using Sealed = std::shared_ptr<const Artifact>;
 
   KernelCache(uint64_t max_bytes, uint64_t max_count, size_t threads);
+  KernelCache(const KernelCache&) = delete;
+  KernelCache& operator=(const KernelCache&) = delete;
   ~KernelCache();
 
   // The kernel, or null where it is not here.
-  Kernel Find(const std::string& digest) { return cache_.Find(digest); }
-  // Throws as OpenArtifact does, and CacheFull.
-  Kernel Load(const Expected& expected);
-  std::shared_ptr<Pending> Prefetch(Expected expected);
-  bool Evict(const std::string& digest) { return cache_.Evict(digest); }
+  Kernel Find(std::string_view digest) { return cache_.Find(digest); }
+  // Fails as ReadArtifact does.
+  std::shared_ptr<Pending<Sealed>> Read(const std::string& path, const std::string& digest)
+      ESPER_EXCLUDES(mutex_);
+  // Fails as OpenArtifact does, and with CacheFull.
+  std::shared_ptr<Pending<Kernel>> Open(Sealed artifact, Convention convention);
+  // Closes a kernel that nobody holds; whether it did.
+  bool Evict(std::string_view digest) { return cache_.Evict(digest); }
   CacheStatistics Statistics() const { return cache_.Statistics(); }
 
  private:
   friend struct ForkGuard;
 
   Cache<Kernel> cache_;
-  ThreadPool pool_;
+  Mutex mutex_;
+  std::unordered_map<std::string, std::weak_ptr<Pending<Sealed>>> reading_
+      ESPER_GUARDED_BY(mutex_);
+  ThreadPool pool_;  // the last: its threads use the others
 };
 
 }  // namespace esper

@@ -19,6 +19,7 @@
 #define ESPER_EXCLUDES(m) ESPER_TSA(locks_excluded(m))
 #define ESPER_ACQUIRE(...) ESPER_TSA(acquire_capability(__VA_ARGS__))
 #define ESPER_RELEASE(...) ESPER_TSA(release_capability(__VA_ARGS__))
+#define ESPER_UNCHECKED ESPER_TSA(no_thread_safety_analysis)
 
 namespace esper {
 
@@ -37,11 +38,9 @@ class ESPER_SCOPED Locked {
   explicit Locked(Mutex& mutex) ESPER_ACQUIRE(mutex) : lock_(mutex.native()) {}
   ~Locked() ESPER_RELEASE() = default;
 
-  // Gives the mutex up while it waits, and has it again when it returns.
-  template <typename Ready>
-  void Wait(std::condition_variable& signal, Ready ready) {
-    signal.wait(lock_, std::move(ready));
-  }
+  // Gives the mutex up while it waits, and has it again when it returns; it may return with
+  // nothing signalled. Without a predicate, for the analysis does not see into a lambda.
+  void Wait(std::condition_variable& signal) { signal.wait(lock_); }
 
  private:
   std::unique_lock<std::mutex> lock_;

@@ -64,7 +64,10 @@ class QueueFull(EsperError):
 
 
 class CacheFull(EsperError):
-    """Every kernel in the cache is in use, and there is no room for one more."""
+    """Every kernel in the cache is in use, and there is no room for one more.
+
+    The limits are ESPER_CACHE_BYTES and ESPER_CACHE_KERNELS (`esper.kasmina.cache`).
+    """
 
 
 class SiteError(EsperError):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.artifact import OpenedKernel
 from esper.kasmina.growth import Growth
+from esper.kasmina.loader import Ready
 from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Toolchain
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
 from esper.leyline.command import Action, Command
@@ -142,8 +143,8 @@ class ReadyLoader:
         ir = bottleneck(signature.kind)
         generator = torch.Generator().manual_seed(seed)
         future.set_result(
-            (opened(ir, signature, self._kernel), initial_parameters(ir, signature,
-                                                                     generator=generator))
+            Ready(opened(ir, signature, self._kernel),
+                  initial_parameters(ir, signature, generator=generator))
         )
         return future
 

@@ -5,6 +5,10 @@ single byte of it is parsed; every later check works on the bytes in memory, so 
 change on disk between a check and its use. Machine code is opened last, from a folder that
 only this user can enter.
 
+The extension reads, hashes, opens and keeps (csrc/kernel_cache.h); `read_artifact` and
+`plain_kernel` stand in for it elsewhere. What an artifact says of itself is checked here for
+both, in between.
+
 Nothing here imports Inductor or Dynamo: a training process needs no compiler.
 """
 
@@ -16,7 +20,7 @@ import os
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from esper.errors import ArtifactCorrupt, ArtifactMismatch, BlueprintError
+from esper.kasmina.cache import kernel_cache
+from esper.kasmina.native import open_kernel, runs_on
 from esper.leyline.artifact import (
     BACKWARD,
     BLUEPRINT,
@@ -90,16 +96,34 @@ def read_artifact(path: str | os.PathLike[str], digest: str) -> Artifact:
             f"one: {_AGAIN}"
         )
     members = _members(path, content)
-    manifest = _manifest(path, members)
-    try:
-        ir = parse_blueprint(members[BLUEPRINT])
-        _consistent(path, manifest, ir)
-    except BlueprintError as e:
-        raise ArtifactCorrupt(f"{path}: {BLUEPRINT} is not a blueprint: {e}; {_AGAIN}") from e
+    digests = {n: hashlib.sha256(members[n]).hexdigest() for n in MEMBERS if n != MANIFEST}
+    manifest, ir = check_papers(path, members[MANIFEST], members[BLUEPRINT], digests)
     for name in (FORWARD, BACKWARD):
         if not members[name].startswith(b"\x7fELF"):
             raise ArtifactCorrupt(f"{path}: {name} is not an ELF shared object; {_AGAIN}")
     return Artifact(manifest, ir, members[FORWARD], members[BACKWARD])
+
+
+def check_papers(
+    path: object, manifest_json: bytes, blueprint_json: bytes, digests: Mapping[str, str]
+) -> tuple[Manifest, BlueprintIR]:
+    """What an artifact says of itself, if it agrees with itself.
+
+    Args:
+        path: names the artifact in messages.
+        digests: SHA-256 of every member but the manifest, as found.
+
+    Raises:
+        ArtifactCorrupt: a member is of another digest than the manifest says, a part cannot be
+            read, or the parts contradict each other.
+    """
+    manifest = _manifest(path, manifest_json, digests)
+    try:
+        ir = parse_blueprint(blueprint_json)
+        _consistent(path, manifest, ir)
+    except BlueprintError as e:
+        raise ArtifactCorrupt(f"{path}: {BLUEPRINT} is not a blueprint: {e}; {_AGAIN}") from e
+    return manifest, ir
 
 
 def _read_capped(path: str | os.PathLike[str]) -> bytes:
@@ -148,6 +172,13 @@ def _members(path: object, content: bytes) -> dict[str, bytes]:
                         f"{path}: {info.filename} claims {info.file_size} bytes "
                         f"({info.compress_size} stored), at most {_CAPS[info.filename]} are allowed"
                     )
+            # Nothing before, between or behind the members but the headers that zip itself needs.
+            size = 22 + sum(30 + 46 + 2 * len(i.filename) + i.file_size for i in infos)
+            if len(content) != size:
+                raise ArtifactCorrupt(
+                    f"{path}: {len(content)} bytes, its members and their headers take {size}; "
+                    f"something is hidden between them: {_AGAIN}"
+                )
             return {i.filename: archive.read(i) for i in infos}
     # zipfile reports a damaged file through whatever its parser ran into.
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError,
@@ -155,21 +186,19 @@ def _members(path: object, content: bytes) -> dict[str, bytes]:
         raise ArtifactCorrupt(f"{path}: not a readable zip ({e}); {_AGAIN}") from e
 
 
-def _manifest(path: object, members: dict[str, bytes]) -> Manifest:
+def _manifest(path: object, manifest_json: bytes, digests: Mapping[str, str]) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json(members[MANIFEST], strict=True)
+        manifest = Manifest.model_validate_json(manifest_json, strict=True)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "the whole"
         raise ArtifactCorrupt(f"{path}: {MANIFEST}: {first['msg']} (at {where}); {_AGAIN}") from e
-    wanted = set(MEMBERS) - {MANIFEST}
-    if set(manifest.sha256) != wanted:
+    if set(manifest.sha256) != set(digests):
         raise ArtifactCorrupt(
             f"{path}: {MANIFEST} has digests of {sorted(manifest.sha256)}, expected of "
-            f"{sorted(wanted)}; {_AGAIN}"
+            f"{sorted(digests)}; {_AGAIN}"
         )
-    for name in sorted(wanted):
-        found = hashlib.sha256(members[name]).hexdigest()
+    for name, found in digests.items():
         if found != manifest.sha256[name]:
             raise ArtifactCorrupt(
                 f"{path}: {name} has SHA-256 {found}, {MANIFEST} says {manifest.sha256[name]}; "
@@ -260,25 +289,72 @@ def check_runs_here(manifest: Manifest, signature: SiteSignature | None = None) 
 
 
 def open_artifact(
-    path: str | os.PathLike[str], digest: str, signature: SiteSignature | None = None
+    path: str | os.PathLike[str],
+    digest: str,
+    signature: SiteSignature | None = None,
+    record: Manifest | None = None,
 ) -> OpenedKernel:
     """Verify the artifact at `path` and open its machine code.
 
-    Takes some milliseconds; call it away from the training thread. The compiled code stays
-    mapped for as long as the returned kernel lives.
+    Takes some milliseconds; call it away from the training thread. With the extension, the
+    kernel comes from the process's cache where it is there already, and is read and opened by
+    the cache's threads where it is not; nothing here holds Python's lock for long. The compiled
+    code stays mapped for as long as the returned kernel lives, and then until the cache needs
+    the room.
+
+    Args:
+        signature: what the site is; a kernel that is made for another is refused.
+        record: the manifest that the library has of the kernel; another one is refused.
 
     Raises:
         ArtifactCorrupt: see `read_artifact`.
-        ArtifactMismatch: see `check_runs_here`.
+        ArtifactMismatch: see `check_runs_here`; or the manifest is not `record`.
+        CacheFull: every kernel in the cache is in use, and there is no room for one more.
+        RuntimeError: the code cannot be opened.
     """
-    artifact = read_artifact(path, digest)
-    check_runs_here(artifact.manifest, signature)
-    return OpenedKernel(artifact.manifest, artifact.ir, _open_code(artifact))
+    cache = kernel_cache()
+    if cache is None:
+        artifact = read_artifact(path, digest)
+        _check_wanted(artifact.manifest, signature, record)
+        return OpenedKernel(artifact.manifest, artifact.ir, _open_code(artifact))
+    if (kernel := cache.find(digest)) is not None:
+        # What has this digest has been checked. It may be wanted for another site, though.
+        manifest = Manifest.model_validate_json(kernel.manifest, strict=True)
+        _check_wanted(manifest, signature, record)
+        return OpenedKernel(manifest, parse_blueprint(kernel.blueprint), kernel)
+    sealed = cache.read(os.fspath(path), digest).wait()
+    digests = dict(zip((BLUEPRINT, FORWARD, BACKWARD), sealed.digests, strict=True))
+    manifest, ir = check_papers(path, sealed.manifest, sealed.blueprint, digests)
+    _check_wanted(manifest, signature, record)
+    if not runs_on(manifest.signature.device):
+        artifact = Artifact(manifest, ir, sealed.forward, sealed.backward)
+        return OpenedKernel(manifest, ir, _open_code(artifact))
+    kernel = cache.open(
+        sealed,
+        list(manifest.backward_inputs),
+        list(manifest.gradients),
+        manifest.signature.device,
+        manifest.signature.dtype.value,
+    ).wait()
+    return OpenedKernel(manifest, ir, kernel)
+
+
+def _check_wanted(
+    manifest: Manifest, signature: SiteSignature | None, record: Manifest | None
+) -> None:
+    check_runs_here(manifest, signature)
+    if record is not None and manifest != record:
+        differ = [
+            name for name in Manifest.model_fields
+            if getattr(manifest, name) != getattr(record, name)
+        ]
+        raise ArtifactMismatch(
+            f"the artifact's manifest and the library's of kernel {record.kernel_id} differ in "
+            f"{', '.join(differ)}; the library is damaged: choose another kernel"
+        )
 
 
 def _open_code(artifact: Artifact) -> Kernel:
-    from esper.kasmina.native import open_kernel
-
     manifest = artifact.manifest
     # A fresh 0700 folder per opening, not a memfd: the dynamic linker takes a library whose
     # path it has seen before for the same library, and /proc/self/fd/N comes round again.

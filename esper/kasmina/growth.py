@@ -174,13 +174,14 @@ class Growth:
     def _swap_in(self, site: Site, seed: Seed, pending: Future[Ready]) -> bool:
         site.pending = None
         try:
-            kernel, values = pending.result()
+            ready = pending.result()
+            values = ready.params()
         except Exception as e:  # a refusal of the slow track never reaches the training loop
             reason = f"kernel could not be loaded: {e}"
             self.on_failure(seed, reason)
             self._move(site, seed, SeedState.CULLED, reason)
             return True
-        seed.install(kernel, values)
+        seed.install(ready.kernel, values)
         self.on_join(list(seed.params))
         self._move(site, seed, SeedState.TRAINING, "kernel fetched, verified and opened")
         return True

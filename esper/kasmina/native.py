@@ -127,6 +127,12 @@ def extension() -> ModuleType | None:
     return None
 
 
+def runs_on(device: str) -> bool:
+    """Whether there is an extension, and it runs kernels on `device`."""
+    native = extension()
+    return native is not None and (device == "cpu" or bool(native.with_cuda))
+
+
 def open_kernel(
     forward_so: str,
     backward_so: str,
@@ -151,9 +157,8 @@ def open_kernel(
         ValueError: the arguments contradict each other.
         RuntimeError: a library cannot be opened.
     """
-    native = extension()
-    if native is not None and (device == "cpu" or native.with_cuda):
-        make: Any = native.SeedKernel
+    if runs_on(device):
+        make: Any = cast("Any", extension()).SeedKernel
     else:
         from esper.kasmina.plain_kernel import SeedKernel
 

@@ -106,6 +106,7 @@ class Seed:
         """Leave for good."""
         self.detach()
         self.params = []
+        self.kernel = None  # no longer pinned in the cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Seed:
         """A copied model (an average of weights, say) keeps its seeds; kernels are shared.

@@ -104,6 +104,23 @@ def _find_vector_instructions() -> None:
     valid_vec_isa_list()
 
 
+def _export_only_the_interface() -> None:
+    """Let a kernel's libraries show the functions that AOTInductor's runner asks for, no more.
+
+    g++ marks inline variables as unique in the process, and glibc never unmaps a library that
+    defines such a symbol: a closed kernel would stay in memory. And the names of all that Inductor
+    includes were two thirds of the file.
+    """
+    from torch._inductor import cpp_builder
+
+    if not cpp_builder.is_gcc():  # clang has no unique symbols, and no such flag
+        return
+    flags = cpp_builder._get_shared_cflags
+    cpp_builder._get_shared_cflags = lambda do_link: [
+        *flags(do_link), "fvisibility=hidden", "fvisibility-inlines-hidden", "fno-gnu-unique"
+    ]
+
+
 def _library(half: Any, options: dict[str, Any], target: Path) -> None:
     """Compile one half to a shared library at `target`; runs in a child of its own."""
     import torch
@@ -231,6 +248,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     _keep_maps_symbolic()
+    _export_only_the_interface()
     _find_vector_instructions()
     answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
