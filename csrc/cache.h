@@ -194,7 +194,7 @@ class Cache {
       ESPER_REQUIRES(mutex_) {
     if (bytes > max_bytes_) {
       throw CacheFull("kernel " + key + " takes " + std::to_string(bytes) + " bytes, the cache " +
-                      "holds " + std::to_string(max_bytes_) + "; give it more");
+                      "holds " + std::to_string(max_bytes_) + "; raise ESPER_CACHE_BYTES");
     }
     auto fits = [&](uint64_t freed_bytes, uint64_t freed_count) {
       return resident_bytes_.load() - freed_bytes + bytes <= max_bytes_ &&
@@ -211,7 +211,7 @@ class Cache {
             std::to_string(resident_bytes_.load()) + " bytes all but " +
             std::to_string(victims.size()) + " are in use, and the limits are " +
             std::to_string(max_count_) + " kernels and " + std::to_string(max_bytes_) +
-            " bytes; raise them, or let go of kernels");
+            " bytes; raise them (ESPER_CACHE_KERNELS, ESPER_CACHE_BYTES), or let go of kernels");
       }
       --at;
       if (at->value.use_count() > 1) continue;

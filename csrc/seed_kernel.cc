@@ -14,6 +14,7 @@
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cuda.h>
 #endif
 
+#include "linker.h"
 #include "seed_node.h"
 
 namespace esper {
@@ -122,8 +123,16 @@ SeedKernel::SeedKernel(
       forward_outputs_ = std::max(forward_outputs_, sources_.back().index + 1);
     }
   }
-  forward_ = Open(forward_so, device_);
+  const LinkerLock no_fork;
+  auto forward = Open(forward_so, device_);
   backward_ = Open(backward_so, device_);
+  forward_ = std::move(forward);
+}
+
+SeedKernel::~SeedKernel() {
+  const LinkerLock no_fork;
+  forward_.reset();
+  backward_.reset();
 }
 
 std::vector<at::Tensor> SeedKernel::RunForward(std::vector<at::Tensor> inputs) {

@@ -77,6 +77,7 @@ class SeedKernel : public torch::CustomClassHolder {
       std::vector<int64_t> gradients,
       const std::string& device,
       const std::string& dtype);
+  ~SeedKernel() override;
 
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
   // has to be computed, the very tensor `h` is returned. Under autocast `h` may be of another

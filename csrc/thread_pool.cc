@@ -41,8 +41,10 @@ void ThreadPool::Work() {
 
 void ThreadPool::AfterForkInChild() {
   // The handles are of threads that are not here: neither to be joined nor to be destroyed. Nor
-  // may the signal they were waiting on be: its destructor would wait for them.
+  // may the signal they were waiting on be: its destructor would wait for them. The tasks are the
+  // parent's too; to destroy them here would break promises to whoever waits for them.
   new std::vector<std::thread>(std::move(threads_));
+  new std::deque<std::function<void()>>(std::move(tasks_));
   threads_.clear();
   tasks_.clear();
   new (&signal_) std::condition_variable;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +34,14 @@ def feature_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("artifact") / "features.esper"
     path.write_bytes(compile_artifact(ir, site, pipeline=Pipeline.FAST))
     return path
+
+
+@pytest.fixture
+def extension() -> Any:
+    """`esper._C`; without it the test is skipped, and says so."""
+    from esper.kasmina import native
+
+    found = native.extension()
+    if found is None:
+        pytest.skip("the extension is not built for this environment (see `esper doctor`)")
+    return found
