@@ -8,7 +8,7 @@ TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_
 STAMP := $(VENV)/.esper-installed
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/cuda/*.*)
 
-.PHONY: setup demo test test-fast test-gpu lint bench clean
+.PHONY: setup demo test test-fast test-gpu sanitize lint bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ test-gpu: setup
 	@$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
 	  && $(BIN)/python -m pytest -q -m gpu \
 	  || echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of the CUDA blend and runner"
+
+# Some four minutes on two cores, most of it a second build of the extension.
+sanitize: setup
+	scripts/sanitize $(BIN)/python
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ Environment:
   ESPER_BUILD_NATIVE   0 builds pure Python
   ESPER_CUDA           0 leaves the CUDA sources out
   ESPER_CUDA_ARCHS     for example "80;90"; default: those of 80, 90 and 100 that nvcc knows
+  ESPER_SANITIZE       for example "address,undefined": an extension for scripts/sanitize
   MAX_JOBS             compilers at a time
 """
 
@@ -158,13 +159,15 @@ class CMakeBuild(build_ext):
             "ESPER_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "ESPER_CXX11_ABI": torch.cxx11_abi,
             "ESPER_ISA_FLAGS": ";".join(flags),
+            "ESPER_SANITIZE": os.environ.get("ESPER_SANITIZE", ""),
             "ESPER_NVCC": cuda.nvcc if cuda else "",
             "ESPER_CUDA_ARCHS": ";".join(cuda.archs) if cuda else "",
             "ESPER_CUDA_INCLUDE": ";".join(map(str, cuda.includes)) if cuda else "",
             "ESPER_CUDART": cuda.runtime if cuda else "",
         }
         # In the tree, for an editable install's own build folder is gone after each build.
-        build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}"
+        kind = "-sanitize" if os.environ.get("ESPER_SANITIZE") else ""
+        build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}{kind}"
         # Settings of another torch or another generator must not survive in the cache.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []

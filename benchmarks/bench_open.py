@@ -1,7 +1,8 @@
 """How long it takes to open a kernel from disk, warm: target 10 ms, digest check included.
 
-`read` is the part before any machine code is touched (reading, digests, zip, manifest);
-`open` is all of it. Run: `pytest benchmarks/bench_open.py`.
+`read` is the part before any machine code is touched, as it is done without the extension
+(reading, digests, zip, manifest); `open` is all of it, with the extension where it is built, and
+without. What the cache makes of it is in bench_cache.py. Run: `pytest benchmarks/bench_open.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from esper.kasmina import native
 from esper.kasmina.artifact import open_artifact, read_artifact
+from esper.kasmina.cache import kernel_cache
 from esper.leyline.artifact import Pipeline
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
 from esper.leyline.signature import SiteKind, SiteSignature
@@ -46,8 +49,26 @@ def test_read_and_verify(benchmark: BenchmarkFixture, artifact: tuple[Path, str]
     benchmark.pedantic(read_artifact, args=(path, digest), rounds=50, warmup_rounds=5)
 
 
-def test_open_a_kernel(benchmark: BenchmarkFixture, artifact: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("face", ["extension", "python"])
+def test_open_a_kernel(
+    benchmark: BenchmarkFixture, artifact: tuple[Path, str], monkeypatch: pytest.MonkeyPatch,
+    face: str,
+) -> None:
     path, digest = artifact
-    # Every opening maps its code anew and keeps it mapped while the kernel lives; the results
-    # are dropped, so that memory does not grow with the rounds.
-    benchmark.pedantic(open_artifact, args=(path, digest, SITE), rounds=50, warmup_rounds=5)
+    if face == "python":
+        monkeypatch.setenv(native.DISABLE, "1")
+    for remembered in (native.extension, kernel_cache):
+        remembered.cache_clear()
+
+    def forget() -> None:  # every round opens the code anew, in a cache that has nothing
+        kernel_cache.cache_clear()
+        kernel_cache()
+
+    try:
+        if face == "extension" and kernel_cache() is None:
+            pytest.skip("the extension is not built for this environment (see `esper doctor`)")
+        benchmark.pedantic(open_artifact, args=(path, digest, SITE), rounds=50, warmup_rounds=5,
+                           setup=forget)
+    finally:
+        for remembered in (native.extension, kernel_cache):
+            remembered.cache_clear()

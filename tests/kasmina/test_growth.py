@@ -300,3 +300,13 @@ def test_a_backward_that_fails_stays_in_the_seed() -> None:
     model(x).sum().backward()
     growth.tick()
     assert growth.sites["1"].state is SeedState.CULLED
+
+
+def test_a_seed_that_leaves_lets_go_of_its_kernel() -> None:
+    """The cache may close it then; whoever keeps the seed for its history does not pin it."""
+    _, growth, _ = wrapped("mlp")
+    germinate(growth, "1")
+    (seed,) = growth.active()
+    assert seed.kernel is not None
+    growth.roll_back("test")
+    assert seed.kernel is None and not seed.params
