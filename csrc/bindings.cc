@@ -52,18 +52,21 @@ PYBIND11_MODULE(_C, m) {
 
   esper::BindCache(m);
 
-  using esper::SlotSeed;
-  py::class_<SlotSeed, std::shared_ptr<SlotSeed>>(m, "SlotSeed", "One seed behind a slot.")
+  using esper::RunningSeed;
+  py::class_<RunningSeed, std::shared_ptr<RunningSeed>>(
+      m, "RunningSeed", "One seed as it runs; the contract is in esper/kasmina/runner.py.")
       .def(py::init<c10::intrusive_ptr<esper::SeedKernel>, esper::Tensors>(), py::arg("kernel"),
            py::arg("params"))
-      .def("set", [](SlotSeed& seed, double alpha, int64_t mode) {
+      .def("__call__", &RunningSeed::Call, py::arg("h"), NoGil())
+      .def_property_readonly("kernel", [](const RunningSeed& seed) { return seed.kernel; })
+      .def("set", [](RunningSeed& seed, double alpha, int64_t mode) {
              const esper::Mode value = ToMode(mode);
              seed.Set(alpha, &value);
            }, py::arg("alpha"), py::arg("mode"))
-      .def("off", [](SlotSeed& seed) { seed.Set(0.0, nullptr); })
-      .def_property_readonly("failure", &SlotSeed::failure)
-      .def("ask_for_drift", &SlotSeed::AskForDrift)
-      .def("take_drift", [](SlotSeed& seed) -> py::object {
+      .def("off", [](RunningSeed& seed) { seed.Set(0.0, nullptr); })
+      .def_property_readonly("failure", &RunningSeed::failure)
+      .def("ask_for_drift", &RunningSeed::AskForDrift)
+      .def("take_drift", [](RunningSeed& seed) -> py::object {
         const at::Tensor drift = seed.TakeDrift();
         return drift.defined() ? py::cast(drift) : py::none();
       });

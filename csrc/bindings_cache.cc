@@ -6,6 +6,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "bindings.h"
@@ -29,6 +30,8 @@ void TranslateErrors(std::exception_ptr pointer) {
   };
   try {
     std::rethrow_exception(std::move(pointer));
+  } catch (python_error& e) {
+    e.restore();  // Python's own error, from a saved-tensor hook say, as it was
   } catch (const ArtifactCorrupt& e) {
     raise("ArtifactCorrupt", e);
   } catch (const CacheFull& e) {

@@ -3,22 +3,36 @@
 //   esper::slot           h and a slot's number -> a tensor like h; with autograd
 //   esper::slot_forward   below autograd; beside the result a ticket for the backward
 //   esper::slot_backward  below autograd; adds to the seeds' .grad, gives the gradient of h
+//
+// A compiler plans memory by these signatures alone: a tensor that nothing needs any more is
+// overwritten in place. So h is an argument of the backward, though a ticket could carry it, and
+// no result shares memory with what a ticket carries.
+//
+// `anchor` makes the result need a gradient where h needs none, so that seeds learn behind frozen
+// layers; its own gradient is empty. What tells a compiler the shapes of all this is
+// esper/kasmina/slot.py.
+#include <atomic>
+#include <bit>
+#include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/linalg_vector_norm.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "seed_node.h"
 #include "slot.h"
 
 namespace esper {
@@ -27,106 +41,167 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What the backward of one call needs. It lives as long as the memory of the call's ticket, a
-// tensor: graphs, eager or compiled, keep that for as long as they may run their backward.
-struct Trip {
-  struct Leg {
-    std::shared_ptr<SlotSeed> seed;
-    SlotSeed::How how;
-    Tensors saved;
-  };
-  std::vector<Leg> legs;
+// What the backward of one call needs, of each seed that took part.
+struct Leg {
+  std::shared_ptr<RunningSeed> seed;
+  RunningSeed::How how;
+  Kept saved;                // undefined where the slot's own h has to be put
+  std::vector<bool> is_h;    // as long as saved
+};
+using Trip = std::vector<Leg>;
+
+// Trips under way, by the number in their ticket.
+//
+// A ticket is a tensor of one double that has the number as its bits: a value so near to zero that
+// two tickets compare as close, as the results of equal calls must.
+//
+// Invariant: a trip is here for exactly as long as the memory of the ticket that the forward
+// gave; graphs, eager or compiled, keep that for as long as they may run their backward. A copy
+// of a ticket is as good while the first one lives.
+class Trips {
+ public:
+  static Trips& The() {
+    static auto* const the = new Trips;  // never destroyed: tickets may outlive everything
+    return *the;
+  }
+
+  at::Tensor Enter(Trip trip) {
+    if (trip.empty()) {
+      at::Tensor nowhere = at::empty({1}, at::kDouble);
+      *nowhere.mutable_data_ptr<double>() = Write(0);
+      return nowhere;
+    }
+    const uint64_t number = ++last_;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      trips_[number] = std::make_shared<const Trip>(std::move(trip));
+    }
+    auto* const memory = new double(Write(number));
+    return at::for_blob(memory, {1})
+        .context(memory, &Leave)
+        .options(at::kDouble)
+        .make_tensor();
+  }
+
+  // Null for a ticket of a call that no seed took part in.
+  std::shared_ptr<const Trip> Find(const at::Tensor& ticket) {
+    TORCH_CHECK_VALUE(ticket.scalar_type() == at::kDouble && ticket.numel() == 1 &&
+                          ticket.is_cpu(),
+                      "esper::slot_backward was given something that is no ticket of its forward");
+    const uint64_t number = Read(*ticket.const_data_ptr<double>());
+    if (number == 0) return nullptr;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = trips_.find(number);
+    TORCH_CHECK(found != trips_.end(),
+                "the backward of a slot finds nothing under its ticket: the tensor that the "
+                "forward saved was replaced by a copy and freed. Saved-tensor hooks that move or "
+                "rewrite tensors (save_on_cpu, say) cannot be used around a compiled host that "
+                "grows");
+    return found->second;
+  }
+
+ private:
+  static double Write(uint64_t number) { return std::bit_cast<double>(number); }
+  static uint64_t Read(double ticket) { return std::bit_cast<uint64_t>(ticket); }
+
+  static void Leave(void* memory) {
+    const std::unique_ptr<double> ticket(static_cast<double*>(memory));
+    std::shared_ptr<const Trip> out;  // destroyed after the mutex is released
+    auto& trips = The();
+    const std::lock_guard<std::mutex> lock(trips.mutex_);
+    const auto found = trips.trips_.find(Read(*ticket));
+    if (found == trips.trips_.end()) return;  // somebody wrote to the ticket
+    out = std::move(found->second);
+    trips.trips_.erase(found);
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<uint64_t, std::shared_ptr<const Trip>> trips_;  // guarded by mutex_
+  std::atomic<uint64_t> last_{0};
 };
 
-void EndTrip(void* trip) { delete static_cast<Trip*>(trip); }
-
-// Of no elements, so that nothing ever reads or copies it: only its memory's owner matters.
-at::Tensor MakeTicket(std::unique_ptr<Trip> trip, const at::Tensor& h) {
-  static char nothing = 0;
-  return at::for_blob(&nothing, {0})
-      .context(trip.release(), &EndTrip)
-      .options(h.options().dtype(at::kByte))
-      .target_device(h.device())
-      .make_tensor();
+Leg MakeLeg(std::shared_ptr<RunningSeed> seed, RunningSeed::How how, Tensors saved,
+            const at::Tensor& h) {
+  Leg leg{std::move(seed), how, {}, {}};
+  for (auto& tensor : saved) {
+    leg.is_h.push_back(tensor.is_same(h));
+    if (leg.is_h.back()) {
+      tensor = at::Tensor();
+    } else if (tensor.is_alias_of(h)) {
+      tensor = tensor.clone();
+    }
+  }
+  leg.saved = Kept(std::move(saved));
+  return leg;
 }
 
-const Trip& ReadTicket(const at::Tensor& ticket) {
-  const auto& memory = ticket.storage().data_ptr();
-  TORCH_CHECK(memory.get_deleter() == &EndTrip,
-              "esper::slot_backward was given a copy of its forward's ticket; a ticket must reach "
-              "the backward as the very tensor that the forward gave");
-  return *static_cast<const Trip*>(memory.get_context());
+bool Carries(const Trip& trip, const at::Tensor& tensor) {
+  for (const auto& leg : trip) {
+    for (const auto& saved : leg.saved.Get()) {
+      if (saved.defined() && saved.is_alias_of(tensor)) return true;
+    }
+  }
+  return false;
 }
 
-bool LaidOutLike(const at::Tensor& tensor, const at::Tensor& like) {
-  return tensor.strides() == like.strides();
+// As a tensor of its own, laid out as the compiler was told.
+at::Tensor AsResult(const at::Tensor& x, const at::Tensor& like, bool shared) {
+  at::Tensor out = at::empty_like(like);
+  if (!shared && x.strides() == out.strides()) return x;
+  return out.copy_(x);
 }
 
 std::tuple<at::Tensor, at::Tensor> SlotForward(const at::Tensor& h, int64_t number, bool learn) {
-  auto trip = std::make_unique<Trip>();
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::AutoGradMode no_grad(false);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  Trip trip;
   at::Tensor x = h;
   for (const auto& seed : *SeedsOf(number)) {
     const auto how = seed->how();
     const bool training = how.mode == Mode::kTraining;
     if (!how.on || (training ? !learn : how.alpha == 0.0)) continue;
     try {
-      const auto type = seed->kernel->dtype();
-      const at::Tensor in = x.scalar_type() == type ? x : x.to(type);
+      const at::Tensor in = x.to(seed->kernel->dtype());
       seed->kernel->CheckInputs(in, seed->params, how.alpha, how.mode);
       Forward forward =
-          RunSeedForward(*seed->kernel, in, seed->params, how.alpha, how.mode, learn);
-      if (!training) {
-        if (seed->WantsDrift()) {
-          seed->SetDrift(at::linalg_vector_norm(forward.out - in) / at::linalg_vector_norm(in));
-        }
-        x = forward.out.to(h.scalar_type());
-      }
-      if (learn) trip->legs.push_back({seed, how, std::move(forward.saved)});
+          RunSeedForward(*seed->kernel, in, seed->params, training ? 1.0 : how.alpha, learn);
+      if (learn) trip.push_back(MakeLeg(seed, how, std::move(forward.saved), h));
+      if (training) continue;
+      seed->MeasureDrift(in, forward.out);
+      x = forward.out.to(h.scalar_type());
+    } catch (const python_error&) {
+      throw;
     } catch (const std::exception& e) {
       seed->Fail(e.what());  // whatever a kernel does, what came in goes on
     }
   }
-  // An operator's result is never its input, and its layout is what the compiler was told.
-  at::Tensor out = at::empty_like(h);
-  if (x.is_same(h) || !LaidOutLike(x, out)) {
-    out.copy_(x);
-  } else {
-    out = x;
-  }
-  return {out, MakeTicket(std::move(trip), h)};
+  at::Tensor out = AsResult(x, h, x.is_alias_of(h) || Carries(trip, x));
+  return {std::move(out), Trips::The().Enter(std::move(trip))};
 }
 
-void Accumulate(const at::Tensor& param, const at::Tensor& gradient) {
-  auto& grad = const_cast<at::Tensor&>(param).mutable_grad();
-  if (grad.defined()) {
-    grad = grad + gradient;
-  } else {
-    grad = gradient;
-  }
-}
-
-at::Tensor SlotBackward(const at::Tensor& grad, const at::Tensor& ticket) {
+std::tuple<at::Tensor, at::Tensor> SlotBackward(const at::Tensor& grad, const at::Tensor& h,
+                                                const at::Tensor& ticket) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::AutoGradMode no_grad(false);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::Tensor g = grad;
-  const auto& legs = ReadTicket(ticket).legs;
-  for (auto leg = legs.rbegin(); leg != legs.rend(); ++leg) {
-    const auto& [seed, how, saved] = *leg;
-    try {
-      std::vector<bool> needs(seed->params.size() + 1, true);
-      for (size_t i = 1; i < needs.size(); ++i) needs[i] = seed->params[i - 1].requires_grad();
-      const at::Tensor in = g.to(seed->kernel->dtype());
-      const Tensors found =
-          RunSeedBackward(*seed->kernel, saved, in, how.alpha, how.mode, needs);
-      for (size_t i = 1; i < needs.size(); ++i) {
-        if (found[i].defined()) Accumulate(seed->params[i - 1], found[i]);
+  if (const auto trip = Trips::The().Find(ticket)) {
+    for (auto leg = trip->rbegin(); leg != trip->rend(); ++leg) {
+      try {
+        Tensors saved = leg->saved.Get();
+        for (size_t i = 0; i < saved.size(); ++i) {
+          if (leg->is_h[i]) saved[i] = h.contiguous();
+        }
+        g = leg->seed->Backward(std::move(saved), g, leg->how.alpha, leg->how.mode);
+      } catch (const python_error&) {
+        throw;
+      } catch (const std::exception& e) {
+        leg->seed->Fail(std::string("backward: ") + e.what());
       }
-      g = found[0].to(grad.scalar_type());
-    } catch (const std::exception& e) {
-      seed->Fail(std::string("backward: ") + e.what());
     }
   }
-  at::Tensor out = at::empty_like(grad);
-  if (!g.is_same(grad) && LaidOutLike(g, out)) return g;
-  return out.copy_(g);
+  return {AsResult(g, grad, g.is_alias_of(grad)), at::empty({0}, at::kFloat)};
 }
 
 std::tuple<at::Tensor, at::Tensor> CallForward(const at::Tensor& h, int64_t number, bool learn) {
@@ -136,18 +211,22 @@ std::tuple<at::Tensor, at::Tensor> CallForward(const at::Tensor& h, int64_t numb
   return op.call(h, number, learn);
 }
 
-at::Tensor CallBackward(const at::Tensor& grad, const at::Tensor& ticket) {
+std::tuple<at::Tensor, at::Tensor> CallBackward(const at::Tensor& grad, const at::Tensor& h,
+                                                const at::Tensor& ticket) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("esper::slot_backward", "")
                              .typed<decltype(SlotBackward)>();
-  return op.call(grad, ticket);
+  return op.call(grad, h, ticket);
 }
 
 struct SlotNode : torch::autograd::Function<SlotNode> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, int64_t number) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h,
+                            const std::optional<at::Tensor>& anchor, int64_t number) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [out, ticket] = CallForward(h, number, true);
-    ctx->save_for_backward({ticket});
+    ctx->save_for_backward({h});
+    ctx->saved_data["ticket"] = ticket;  // no matter for saved-tensor hooks
+    ctx->saved_data["anchored"] = anchor.has_value() && anchor->defined();
     return out;
   }
 
@@ -155,35 +234,34 @@ struct SlotNode : torch::autograd::Function<SlotNode> {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "a second derivative was asked for (create_graph=True) through a slot; compiled "
                 "seeds have none. Leave create_graph off, or unwrap the model first");
-    return {CallBackward(grads[0], ctx->get_saved_variables()[0]), at::Tensor()};
+    auto [g, nothing] = CallBackward(grads[0], ctx->get_saved_variables()[0],
+                                     ctx->saved_data["ticket"].toTensor());
+    if (!ctx->saved_data["anchored"].toBool()) nothing = at::Tensor();
+    return {g, nothing, at::Tensor()};
   }
 };
 
-at::Tensor SlotAutograd(const at::Tensor& h, int64_t number) {
-  if (at::GradMode::is_enabled() && h.requires_grad()) return SlotNode::apply(h, number);
+at::Tensor SlotAutograd(const at::Tensor& h, const std::optional<at::Tensor>& anchor,
+                        int64_t number) {
+  const bool anchored = anchor.has_value() && anchor->defined() && anchor->requires_grad();
+  if (at::GradMode::is_enabled() && (h.requires_grad() || anchored)) {
+    return SlotNode::apply(h, anchor, number);
+  }
   at::AutoDispatchBelowADInplaceOrView below;
   return std::get<0>(CallForward(h, number, false));
 }
 
-at::Tensor SlotBelow(const at::Tensor& h, int64_t number) {
+at::Tensor SlotBelow(const at::Tensor& h, const std::optional<at::Tensor>&, int64_t number) {
   return std::get<0>(CallForward(h, number, false));
-}
-
-std::tuple<at::Tensor, at::Tensor> SlotForwardMeta(const at::Tensor& h, int64_t, bool) {
-  return {at::empty_like(h), at::empty({0}, h.options().dtype(at::kByte))};
-}
-
-at::Tensor SlotBackwardMeta(const at::Tensor& grad, const at::Tensor&) {
-  return at::empty_like(grad);
 }
 
 }  // namespace
 }  // namespace esper
 
 TORCH_LIBRARY(esper, m) {
-  m.def("slot(Tensor h, int number) -> Tensor");
+  m.def("slot(Tensor h, Tensor? anchor, int number) -> Tensor");
   m.def("slot_forward(Tensor h, int number, bool learn) -> (Tensor, Tensor)");
-  m.def("slot_backward(Tensor grad, Tensor ticket) -> Tensor");
+  m.def("slot_backward(Tensor grad, Tensor h, Tensor ticket) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(esper, CompositeExplicitAutograd, m) {
@@ -193,9 +271,3 @@ TORCH_LIBRARY_IMPL(esper, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(esper, Autograd, m) { m.impl("slot", &esper::SlotAutograd); }
-
-TORCH_LIBRARY_IMPL(esper, Meta, m) {
-  m.impl("slot", [](const at::Tensor& h, int64_t) { return at::empty_like(h); });
-  m.impl("slot_forward", &esper::SlotForwardMeta);
-  m.impl("slot_backward", &esper::SlotBackwardMeta);
-}

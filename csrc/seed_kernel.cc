@@ -172,8 +172,9 @@ at::Tensor SeedKernel::Run(const at::Tensor& h, const std::vector<at::Tensor>& p
   if (h.scalar_type() != dtype_ && h.is_floating_point() &&
       at::autocast::is_autocast_enabled(h.device().type())) {
     // Under autocast a site's element type is whatever the layer before it was cast to.
-    const at::Tensor out = Run(h.to(dtype_), params, alpha, mode);
-    return out.to(h.scalar_type());
+    const at::Tensor in = h.to(dtype_);
+    const at::Tensor out = Run(in, params, alpha, mode);
+    return out.is_same(in) ? h : out.to(h.scalar_type());
   }
   CheckInputs(h, params, alpha, mode);
   if (mode != Mode::kTraining && alpha == 0.0) return h;

@@ -89,7 +89,8 @@ class SeedKernel : public torch::CustomClassHolder {
   void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
                    Mode mode) const;
 
-  // The two halves, below autograd. `inputs` are consumed.
+  // The two halves, below autograd. `inputs` are consumed. Results are new tensors every time:
+  // AOTInductor's runner allocates them itself and has no way to be given any.
   std::vector<at::Tensor> RunForward(std::vector<at::Tensor> inputs);
   std::vector<at::Tensor> RunBackward(std::vector<at::Tensor> inputs);
 

@@ -58,38 +58,41 @@ struct SeedNode : ag::Node {
 
 bool RequiresGrad(const at::Tensor& tensor) { return tensor.requires_grad(); }
 
-Tensors ForwardInputs(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
-                      double alpha, Mode mode) {
-  Tensors inputs;
-  inputs.reserve(params.size() + 2);
-  // Kernels are compiled for contiguous inputs. In TRAINING the caller gets h itself back, and
-  // what it does to it next (an in-place activation, say) must not reach what was saved here.
-  inputs.push_back(mode == Mode::kTraining ? h.detach().clone(at::MemoryFormat::Contiguous)
-                                           : h.contiguous());
-  inputs.push_back(kernel.alphas().Get(mode == Mode::kTraining ? 1.0 : alpha, h.device()));
-  for (const auto& param : params) inputs.push_back(param.contiguous());
-  return inputs;
+// Compiled code gives its results in plain order; a channels-last host goes on in its own.
+at::Tensor InOrderOf(const at::Tensor& h, at::Tensor out) {
+  if (h.is_contiguous()) return out;
+  return out.contiguous(h.suggest_memory_format());
 }
 
 }  // namespace
 
 Forward RunSeedForward(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
-                       double alpha, Mode mode, bool save) {
+                       double alpha, bool save) {
   at::AutoDispatchBelowADInplaceOrView below;
   at::AutoGradMode no_grad(false);
-  Tensors inputs = ForwardInputs(kernel, h, params, alpha, mode);
+  Tensors inputs;
+  inputs.reserve(params.size() + 2);
+  inputs.push_back(h.contiguous());  // what kernels are compiled for
+  inputs.push_back(kernel.alphas().Get(alpha, h.device()));
+  for (const auto& param : params) inputs.push_back(param.contiguous());
   Forward result;
   if (!save) {
     result.out = std::move(kernel.RunForward(std::move(inputs))[0]);
     return result;
   }
   Tensors outputs = kernel.RunForward(inputs);
+  result.out = std::move(outputs[0]);
+  bool shared = false;
   result.saved.reserve(kernel.sources().size());
   for (const auto& source : kernel.sources()) {
     if (source.kind == Source::Kind::kForwardInput) result.saved.push_back(inputs[source.index]);
-    if (source.kind == Source::Kind::kForwardOutput) result.saved.push_back(outputs[source.index]);
+    if (source.kind == Source::Kind::kForwardOutput) {
+      const auto& output = source.index == 0 ? result.out : outputs[source.index];
+      shared |= output.is_alias_of(result.out);
+      result.saved.push_back(output);
+    }
   }
-  result.out = std::move(outputs[0]);
+  if (shared) result.out = result.out.clone();
   return result;
 }
 
@@ -126,7 +129,7 @@ at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
   const bool learns = grad && std::any_of(params.begin(), params.end(), RequiresGrad);
   if (mode == Mode::kTraining && !learns) return h;
   if (!learns && !(grad && h.requires_grad())) {
-    return RunSeedForward(*kernel, h, params, alpha, mode, false).out;
+    return InOrderOf(h, RunSeedForward(*kernel, h, params, alpha, false).out);
   }
   const auto node = c10::make_intrusive<SeedNode>();
   node->kernel = kernel;
@@ -138,20 +141,26 @@ at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
   for (const auto& param : params) edges.push_back(ag::impl::gradient_edge(param));
   node->set_next_edges(std::move(edges));
 
-  Forward forward = RunSeedForward(*kernel, h, params, alpha, mode, true);
-  at::Tensor out = forward.out;
+  at::Tensor out;
+  Tensors saved;
   if (mode == Mode::kTraining) {
+    // The caller gets h itself back, and what it does to it next (an in-place activation, say)
+    // must not reach what is saved: the seed runs on a copy.
+    const at::Tensor copy = h.detach().clone(at::MemoryFormat::Contiguous);
+    saved = RunSeedForward(*kernel, copy, params, 1.0, true).saved;
     // The same memory under a new name, with this node behind it. It shares h's version counter,
     // so that an in-place change of either is noticed by whoever saved the other.
     at::AutoDispatchBelowADInplaceOrView below;
     out = at::detach(h);
     ag::impl::set_version_counter(out, ag::impl::version_counter(h));
+  } else {
+    Forward forward = RunSeedForward(*kernel, h, params, alpha, true);
+    out = InOrderOf(h, std::move(forward.out));
+    saved = std::move(forward.saved);
   }
   ag::set_history(out, node);
-  node->saved.reserve(forward.saved.size());
-  for (const auto& tensor : forward.saved) {
-    node->saved.emplace_back(tensor, tensor.is_same(out));
-  }
+  node->saved.reserve(saved.size());
+  for (const auto& tensor : saved) node->saved.emplace_back(tensor, false);
   return out;
 }
 

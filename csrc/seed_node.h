@@ -12,14 +12,15 @@ using Tensors = std::vector<at::Tensor>;
 
 // A forward half that ran, below autograd.
 struct Forward {
-  at::Tensor out;
-  Tensors saved;  // what the backward half reads beside the gradient, in the order of sources()
+  at::Tensor out;  // shares no memory with `saved`: who gets it may write to it
+  Tensors saved;   // what the backward half reads beside the gradient, in the order of sources()
 };
 
-// Runs the forward half. `h` and `params` have been checked by SeedKernel::CheckInputs. In
-// TRAINING it runs on a copy of `h`, as at alpha = 1, and `out` is for the backward's use only.
+// Runs the forward half at `alpha`. `h` and `params` have been checked by
+// SeedKernel::CheckInputs. With `save`, what the backward reads is kept as it is, nothing is
+// copied: `h` must not be written to until the backward has run.
 Forward RunSeedForward(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
-                       double alpha, Mode mode, bool save);
+                       double alpha, bool save);
 
 // Runs the backward half where one of `needs` asks for it: the gradients of h and of each
 // parameter, undefined where not needed. `needs` has one entry for h and one for each parameter;
@@ -28,8 +29,9 @@ Tensors RunSeedBackward(SeedKernel& kernel, Tensors saved, const at::Tensor& gra
                         Mode mode, const std::vector<bool>& needs);
 
 // Runs `kernel` as one node of the autograd graph. Where no gradient can be asked for, nothing
-// is saved and no node is made; in TRAINING that means `h` is returned and nothing runs.
-// Arguments have been checked by SeedKernel::CheckInputs.
+// is saved and no node is made; in TRAINING that means `h` is returned and nothing runs. An `h`
+// in channels-last order comes back in that order. Arguments have been checked by
+// SeedKernel::CheckInputs.
 at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
                      const c10::intrusive_ptr<SeedKernel>& kernel, double alpha, Mode mode);
 

@@ -29,36 +29,6 @@ int64_t Register() {
 
 }  // namespace
 
-void SlotSeed::Set(double alpha, const Mode* mode) {
-  const Locked lock(mutex_);
-  how_ = {mode != nullptr, alpha, mode != nullptr ? *mode : Mode::kFull};
-}
-
-SlotSeed::How SlotSeed::how() const {
-  const Locked lock(mutex_);
-  return {how_.on && failure_.empty(), how_.alpha, how_.mode};
-}
-
-void SlotSeed::Fail(const std::string& why) {
-  const Locked lock(mutex_);
-  if (failure_.empty()) failure_ = why.empty() ? "unknown" : why;
-}
-
-std::string SlotSeed::failure() const {
-  const Locked lock(mutex_);
-  return failure_;
-}
-
-void SlotSeed::SetDrift(at::Tensor drift) {
-  const Locked lock(mutex_);
-  drift_ = std::move(drift);
-}
-
-at::Tensor SlotSeed::TakeDrift() {
-  const Locked lock(mutex_);
-  return std::exchange(drift_, at::Tensor());
-}
-
 Slot::Slot() : number_(Register()) {}
 
 Slot::~Slot() {

@@ -114,6 +114,11 @@ class SeedKernel:
         self._backward = _runner(backward_so, device)
 
     def __call__(self, h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
+        if h.dtype != self._dtype and torch.is_autocast_enabled(h.device.type):
+            # Under autocast a site's element type is whatever the layer before it was cast to.
+            inside = h.to(self._dtype)
+            result = self(inside, params, alpha, mode)
+            return h if result is inside else result.to(h.dtype)
         self._check(h, params, alpha, mode)
         if mode != TRAINING and alpha == 0.0:
             return h

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from esper.errors import KernelFailure
 from esper.kasmina.artifact import OpenedKernel
 from esper.kasmina.guards import Health
+from esper.kasmina.runner import FULL, GRAFTING, TRAINING, PlainRunner, Runner, make_runner
 from esper.kasmina.schedule import Schedule, linear
 from esper.kasmina.sites import Found, first_tensor
 from esper.leyline.lifecycle import SeedState, check
 
-TRAINING, GRAFTING, FULL = 0, 1, 2  # modes of a kernel call
+if TYPE_CHECKING:
+    from esper.kasmina.slot import Slot
 
 _MODE = {
     SeedState.TRAINING: TRAINING,
@@ -38,7 +40,8 @@ class Seed:
     """Lives at one site from GERMINATED to FOSSILIZED or out.
 
     `alpha` is what the blend uses. `forced` overrides it in evaluations: 0 shows the host
-    without the seed, 1 the seed in full. Not thread-safe: the training thread owns it.
+    without the seed, 1 the seed in full. In a compiled host the seed is run by its site's
+    `slot`, elsewhere by a forward hook. Not thread-safe: the training thread owns it.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Seed:
         number: int = 0,
         schedule: Schedule = linear,
         graft_steps: int = 100,
+        slot: Slot | None = None,
     ) -> None:
         self.site = site
         self.kernel_id = kernel_id
@@ -59,18 +63,17 @@ class Seed:
         self.number = number
         self.state = SeedState.GERMINATED
         self.alpha = 0.0
-        self.forced: float | None = None
-        self.failure: KernelFailure | None = None
         self.failure_told = False
         self.kernel: OpenedKernel | None = None
+        self.runner: Runner | None = None
         self.params: list[nn.Parameter] = []
         self.epochs_in_state = 0
         self._schedule = schedule
         self._graft_steps = graft_steps
         self._grafted = 0
+        self._forced: float | None = None
+        self._slot = slot
         self._handle: Any = None
-        self._sample = False
-        self._drift: Tensor | None = None
 
     # -- installing -----------------------------------------------------------------------
 
@@ -83,29 +86,48 @@ class Seed:
         ]
 
     def install(self, kernel: OpenedKernel, values: Sequence[Tensor]) -> None:
-        """Register the parameters on the site and start taking part in its forward."""
-        self.kernel = kernel
-        self.params = [nn.Parameter(v) for v in values]
+        """Register the parameters on the site and start taking part in its forward.
+
+        Raises:
+            KernelFailure: a compiled host can run only what the extension opened.
+        """
+        params = [nn.Parameter(v) for v in values]
+        runner = make_runner(kernel.kernel, params)
+        if self._slot is not None and isinstance(runner, PlainRunner):
+            raise KernelFailure(
+                f"kernel {self.kernel_id} runs through Python, and the slots of a compiled host "
+                f"run native kernels only; install esper where its extension builds for "
+                f"{self.site.signature.device}"
+            )
+        self.kernel, self.params, self.runner = kernel, params, runner
         self.attach()
 
     def attach(self) -> None:
-        """Put parameters and hook on the site's module; later seeds run after earlier ones."""
+        """Take a place at the site's module; later seeds run after earlier ones."""
         for name, parameter in zip(self.parameter_names, self.params, strict=True):
             self.site.module.register_parameter(name, parameter)
-        self._handle = self.site.module.register_forward_hook(self._forward)
+        if self._slot is not None:
+            self._slot.add(self)
+        else:
+            self._handle = self.site.module.register_forward_hook(self._forward)
+        self._drive()
 
     def detach(self) -> None:
-        """Take them off again; the module is as it was before, the seed keeps its parameters."""
-        if self._handle is not None:
+        """Leave it again; the module is as it was before, the seed keeps its parameters."""
+        if self.runner is None:
+            return
+        if self._slot is not None:
+            self._slot.remove(self)
+        elif self._handle is not None:
             self._handle.remove()
             self._handle = None
-            for name in self.parameter_names:
-                delattr(self.site.module, name)
+        for name in self.parameter_names:
+            delattr(self.site.module, name)
 
     def remove(self) -> None:
         """Leave for good."""
         self.detach()
-        self.params = []
+        self.params, self.runner = [], None
         self.kernel = None  # no longer pinned in the cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Seed:
@@ -117,60 +139,50 @@ class Seed:
         memo[id(self)] = other
         other.params = copy.deepcopy(self.params, memo)
         other.site = replace(self.site, module=copy.deepcopy(self.site.module, memo))
-        other._handle = None
+        other._handle, other._slot = None, None
+        if self.kernel is not None and self.runner is not None:
+            other.runner = make_runner(self.kernel.kernel, other.params)
+            other._drive()
         return other
 
     # -- the forward path -----------------------------------------------------------------
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         h = first_tensor(output)
-        if h is None or self.failure is not None:
+        if h is None or self.runner is None:
             return output
-        try:
-            out = self._call(h)
-        except Exception as e:  # whatever a kernel does, the host's own output stands
-            self.failure = KernelFailure(f"kernel {self.kernel_id} at {self.site.name!r}: {e}")
+        out = self.runner(h)
+        if out is h:
             return output
         return out if isinstance(output, Tensor) else (out, *output[1:])
 
-    def _call(self, h: Tensor) -> Tensor:
-        assert self.kernel is not None
-        params = cast("list[Tensor]", self.params)
+    def _drive(self) -> None:
+        """Tell the runner how to run from now on."""
+        if self.runner is None:
+            return
         if self.forced is not None:
-            return h if self.forced == 0 else self.kernel.kernel(h, params, self.forced, FULL)
-        mode = _MODE[self.state]
-        if mode == TRAINING and (h.requires_grad or not torch.is_grad_enabled()):
-            if torch.is_grad_enabled():
-                self._learn_aside(h, params)
-            return h
-        out = self.kernel.kernel(h, params, self.alpha, mode)
-        if self._sample:
-            with torch.no_grad():
-                self._drift = (out - h).norm() / h.norm()
-            self._sample = False
-        return out
+            self.runner.set(self.forced, FULL)
+        elif self.state in _MODE:
+            self.runner.set(self.alpha, _MODE[self.state])
+        else:
+            self.runner.off()
 
-    def _learn_aside(self, h: Tensor, params: list[Tensor]) -> None:
-        """Learn from the gradient that arrives at h, while h itself goes on as it is.
+    @property
+    def forced(self) -> float | None:
+        return self._forced
 
-        The seed runs on a copy of h, as at alpha = 1; its own backward is started by a hook on
-        h. So the very tensor of the host is what its next layer sees, in-place ones included,
-        and whatever fails here stays here.
-        """
-        assert self.kernel is not None
-        out = self.kernel.kernel(h.detach().clone(), params, 1.0, FULL)
+    @forced.setter
+    def forced(self, alpha: float | None) -> None:
+        self._forced = alpha
+        self._drive()
 
-        def deliver(gradient: Tensor) -> None:
-            try:
-                grads = torch.autograd.grad(out, params, gradient)
-            except Exception as e:
-                self.failure = KernelFailure(
-                    f"kernel {self.kernel_id} at {self.site.name!r}, backward: {e}")
-                return
-            for parameter, grad in zip(params, grads, strict=True):
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-
-        h.register_hook(deliver)
+    @property
+    def failure(self) -> KernelFailure | None:
+        """What the kernel broke with, if it did; it has not been run since."""
+        why = self.runner.failure if self.runner is not None else ""
+        if not why:
+            return None
+        return KernelFailure(f"kernel {self.kernel_id} at {self.site.name!r}: {why}")
 
     # -- lifecycle ------------------------------------------------------------------------
 
@@ -185,6 +197,7 @@ class Seed:
         self.epochs_in_state = 0
         if after is SeedState.STABILIZATION:
             self.alpha = 1.0
+        self._drive()
         return before
 
     def tick(self) -> bool:
@@ -193,11 +206,13 @@ class Seed:
             return False
         self._grafted = min(self._grafted + 1, self._graft_steps)
         self.alpha = self._schedule(self._grafted / self._graft_steps)
+        self._drive()
         return self._grafted == self._graft_steps
 
     def sample_health(self) -> None:
         """Ask for the drift of the next forward pass."""
-        self._sample = True
+        if self.runner is not None:
+            self.runner.ask_for_drift()
 
     def health(self) -> Health:
         """What is known now. Synchronizes with the device; call it at boundaries only."""
@@ -205,6 +220,5 @@ class Seed:
         norm = None
         if grads:
             norm = float(torch.nn.utils.get_total_norm(grads))
-        drift = None if self._drift is None else float(self._drift)
-        self._drift = None
-        return Health(drift=drift, grad_norm=norm)
+        drift = self.runner.take_drift() if self.runner is not None else None
+        return Health(drift=None if drift is None else float(drift), grad_norm=norm)

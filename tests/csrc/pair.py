@@ -1,17 +1,24 @@
 """A small compiled pair, written by hand so that what it must compute is plain to see.
 
 seed(h) = tanh(h W1' + b1) W2' + b2, blended into h. The backward's outputs are in a jumbled
-order on purpose: `GRADIENTS` has to be used to tell which is which.
+order on purpose: `GRADIENTS` has to be used to tell which is which. `PairLoader` serves it to
+a growth as if it came from the library.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from esper.kasmina.native import open_kernel
+from esper.leyline.blueprint import BlueprintIR, C, Node, Op, Width
+from esper.leyline.signature import SiteKind, SiteSignature
 
 CHANNELS, HIDDEN = 24, 10
 BACKWARD_INPUTS = ["in:1", "in:0", "grad", "in:2", "out:1", "in:4"]
@@ -45,17 +52,19 @@ def parameters(dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[
     ]
 
 
-@lru_cache(maxsize=2)
-def compile_pair(device: str = "cpu") -> tuple[str, str]:
+@lru_cache(maxsize=4)
+def compile_pair(
+    device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[str, str]:
     """Paths of forward.so and backward.so; batch is dynamic. Takes some ten seconds, once."""
     import torch._inductor
 
     folder = Path(mkdtemp(prefix="esper-pair-"))
     batch = torch.export.Dim("batch", min=1, max=4096)
-    w1, b1, w2, b2 = (p.detach() for p in parameters(device=device))
-    h = torch.randn(8, CHANNELS, device=device)
+    w1, b1, w2, b2 = (p.detach() for p in parameters(dtype, device))
+    h = torch.randn(8, CHANNELS, device=device, dtype=dtype)
     alpha = torch.tensor(0.5, device=device)
-    z = torch.randn(8, HIDDEN, device=device)
+    z = torch.randn(8, HIDDEN, device=device, dtype=dtype)
     halves = {
         "forward": (Forward(), (h, alpha, w1, b1, w2, b2), {0}),
         "backward": (Backward(), (alpha, h, h.clone(), w1, z, w2), {1, 2, 4}),
@@ -69,3 +78,34 @@ def compile_pair(device: str = "cpu") -> tuple[str, str]:
         assert torch._inductor.aot_compile(graph, args, options=options) == target
         paths.append(target)
     return paths[0], paths[1]
+
+
+BLUEPRINT = BlueprintIR(
+    kind=SiteKind.FEATURES,
+    nodes=(
+        Node(id="up", op=Op.LINEAR, inputs=("h",), out=Width(times=5, over=12)),  # 10 of 24
+        Node(id="act", op=Op.TANH, inputs=("up",)),
+        Node(id="down", op=Op.LINEAR, inputs=("act",), out=C),
+    ),
+    output="down",
+)
+
+
+class PairLoader:
+    """A loader of this pair's kernel, ready at once, with other parameters for each seed."""
+
+    def __init__(self) -> None:
+        self._kernel = open_kernel(*compile_pair(), BACKWARD_INPUTS, GRADIENTS, "cpu")
+
+    def prefetch(self, kernel_id: str, signature: SiteSignature, seed: int) -> Future[Any]:
+        from tests.support import opened
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            values = [p.detach() for p in parameters()]
+        future: Future[Any] = Future()
+        future.set_result((opened(BLUEPRINT, signature, self._kernel), values))
+        return future
+
+    def close(self) -> None:
+        pass

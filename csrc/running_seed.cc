@@ -1,0 +1,179 @@
+#include "running_seed.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace esper {
+namespace {
+
+int64_t VersionOf(const at::Tensor& tensor) {
+  return !tensor.defined() || tensor.is_inference() ? 0 : tensor._version();
+}
+
+// By way of the parameter's own accumulation node: it takes the gradient over where it may, keeps
+// to the parameter's layout, locks, and calls the hooks that wait for a gradient.
+void Accumulate(const at::Tensor& param, at::Tensor gradient) {
+  const auto accumulator = torch::autograd::impl::grad_accumulator(param);
+  torch::autograd::variable_list gradients;
+  gradients.push_back(std::move(gradient));
+  (*accumulator)(std::move(gradients));
+}
+
+}  // namespace
+
+Kept::Kept(Tensors tensors) : tensors_(std::move(tensors)) {
+  versions_.reserve(tensors_.size());
+  for (const auto& tensor : tensors_) versions_.push_back(VersionOf(tensor));
+}
+
+const Tensors& Kept::Get() const {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    TORCH_CHECK(VersionOf(tensors_[i]) == versions_[i],
+                "a tensor that the seed's backward needs has been modified by an inplace operation "
+                "since its forward; a parameter changed between the two, say. Step the optimizer "
+                "after the backward");
+  }
+  return tensors_;
+}
+
+RunningSeed::RunningSeed(c10::intrusive_ptr<SeedKernel> kernel, Tensors params)
+    : kernel(std::move(kernel)), params(std::move(params)) {
+  for (const auto& param : this->params) {
+    TORCH_CHECK_VALUE(param.is_leaf(),
+                      "a seed's parameter is the result of an operation; pass the parameters "
+                      "themselves, whose .grad the seed adds to");
+  }
+}
+
+void RunningSeed::Set(double alpha, const Mode* mode) {
+  const Locked lock(mutex_);
+  how_ = {mode != nullptr, alpha, mode != nullptr ? *mode : Mode::kFull};
+}
+
+RunningSeed::How RunningSeed::how() const {
+  const Locked lock(mutex_);
+  return {how_.on && failure_.empty(), how_.alpha, how_.mode};
+}
+
+void RunningSeed::Fail(const std::string& why) {
+  const Locked lock(mutex_);
+  if (failure_.empty()) failure_ = why.empty() ? "unknown" : why;
+}
+
+std::string RunningSeed::failure() const {
+  const Locked lock(mutex_);
+  return failure_;
+}
+
+void RunningSeed::MeasureDrift(const at::Tensor& h, const at::Tensor& out) {
+  if (!wants_drift_.exchange(false)) return;
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::AutoGradMode no_grad(false);
+  at::Tensor drift = at::linalg_vector_norm(out - h) / at::linalg_vector_norm(h);
+  const Locked lock(mutex_);
+  drift_ = std::move(drift);
+}
+
+at::Tensor RunningSeed::TakeDrift() {
+  const Locked lock(mutex_);
+  return std::exchange(drift_, at::Tensor());
+}
+
+at::Tensor RunningSeed::Call(const at::Tensor& h) {
+  const How how = this->how();
+  if (!how.on) return h;
+  const bool grad = at::GradMode::is_enabled();
+  if (how.mode == Mode::kTraining && !grad) return h;
+  try {
+    if (how.mode == Mode::kTraining && h.requires_grad()) {
+      Learn(h);
+      return h;
+    }
+    at::Tensor out = kernel->Run(h, params, how.alpha, how.mode);
+    if (how.mode != Mode::kTraining) MeasureDrift(h, out);
+    return out;
+  } catch (const python_error&) {
+    throw;
+  } catch (const std::exception& e) {
+    Fail(e.what());  // whatever a kernel does, the host's own output stands
+    return h;
+  }
+}
+
+at::Tensor RunningSeed::CopyOf(const at::Tensor& h) {
+  const auto options = h.options().dtype(kernel->dtype()).memory_format(at::MemoryFormat::Contiguous);
+  if (!h.is_cpu()) return at::empty(h.sizes(), options).copy_(h);  // torch's allocator keeps it
+  at::Tensor copy;
+  {
+    const Locked lock(mutex_);
+    copy = std::move(copy_);
+  }
+  // Nobody else may still read it: this is the only reference to the tensor, and the tensor's the
+  // only one to its memory.
+  const bool free = copy.defined() && copy.use_count() == 1 && copy.storage().use_count() == 1 &&
+                    copy.sizes() == h.sizes();
+  if (!free) copy = at::empty(h.sizes(), options);
+  copy.copy_(h);
+  const Locked lock(mutex_);
+  copy_ = copy;
+  return copy;
+}
+
+void RunningSeed::Learn(const at::Tensor& h) {
+  struct Lesson {
+    std::shared_ptr<RunningSeed> seed;
+    Kept saved;
+    bool over = false;
+  };
+  auto lesson = std::make_shared<Lesson>();
+  lesson->seed = shared_from_this();
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    at::AutoGradMode no_grad(false);
+    const at::Tensor copy = CopyOf(h);
+    kernel->CheckInputs(copy, params, 1.0, Mode::kTraining);
+    lesson->saved = Kept(RunSeedForward(*kernel, copy, params, 1.0, true).saved);
+  }
+  h.register_hook([lesson](const at::Tensor& grad) {
+    try {
+      TORCH_CHECK(!lesson->over,
+                  "the graph was gone through a second time, after the seed had let go of what its "
+                  "backward needs. Pass retain_graph=True to the first backward");
+      lesson->seed->Backward(lesson->saved.Get(), grad, 1.0, Mode::kTraining);
+    } catch (const python_error&) {
+      throw;
+    } catch (const std::exception& e) {
+      lesson->seed->Fail(std::string("backward: ") + e.what());
+    }
+    // As autograd's own nodes do: the graph may live on for long after its backward.
+    if (!torch::autograd::get_current_graph_task_keep_graph()) {
+      lesson->saved = Kept();
+      lesson->over = true;
+    }
+  });
+}
+
+at::Tensor RunningSeed::Backward(Tensors saved, const at::Tensor& grad, double alpha, Mode mode) {
+  at::AutoGradMode no_grad(false);
+  std::vector<bool> needs(params.size() + 1, true);
+  for (size_t i = 1; i < needs.size(); ++i) needs[i] = params[i - 1].requires_grad();
+  Tensors found = RunSeedBackward(*kernel, std::move(saved), grad.to(kernel->dtype()), alpha,
+                                  mode, needs);
+  for (size_t i = 1; i < needs.size(); ++i) {
+    if (found[i].defined()) Accumulate(params[i - 1], std::move(found[i]));
+  }
+  return found[0].defined() ? found[0].to(grad.scalar_type()) : at::zeros_like(grad);
+}
+
+}  // namespace esper

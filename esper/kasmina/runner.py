@@ -1,0 +1,118 @@
+"""How one seed runs in its host's forward: one contract, in C++ and in Python.
+
+`_C.RunningSeed` does a call in one crossing: mode, alpha, kernel, autograd. `PlainRunner` is the
+same for kernels that are no native ones. One contract suite runs over both
+(tests/kasmina/test_runner.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.native import extension
+
+TRAINING, GRAFTING, FULL = 0, 1, 2  # modes of a kernel call
+
+
+class Runner(Protocol):
+    """A kernel on its parameters, switched off until `set`.
+
+    A call takes the site's output and returns it changed by the seed, or the very tensor it was
+    given: where the seed is off, where alpha is 0, where nothing can learn, and in TRAINING beside
+    a host that learns. There the parameters' gradients are added to their `.grad` by a hook on the
+    tensor, so `torch.autograd.grad` and DistributedDataParallel do not see them.
+
+    A kernel that raises is switched off for good, and `failure` says why; it is empty until then.
+    """
+
+    def __call__(self, h: Tensor) -> Tensor: ...
+    def set(self, alpha: float, mode: int) -> None: ...
+    def off(self) -> None: ...
+    @property
+    def failure(self) -> str: ...
+    def ask_for_drift(self) -> None:
+        """Measure |out - h| / |h| in the next call."""
+    def take_drift(self) -> Tensor | None:
+        """The drift that was asked for, once; None until it has been measured."""
+
+
+class PlainRunner:
+    def __init__(
+        self, kernel: Callable[[Tensor, list[Tensor], float, int], Tensor], params: list[Tensor]
+    ) -> None:
+        self.failure = ""
+        self._kernel, self._params = kernel, params
+        self._how: tuple[float, int] | None = None
+        self._wants_drift = False
+        self._drift: Tensor | None = None
+
+    def set(self, alpha: float, mode: int) -> None:
+        self._how = alpha, mode
+
+    def off(self) -> None:
+        self._how = None
+
+    def ask_for_drift(self) -> None:
+        self._wants_drift = True
+
+    def take_drift(self) -> Tensor | None:
+        drift, self._drift = self._drift, None
+        return drift
+
+    def __call__(self, h: Tensor) -> Tensor:
+        if self._how is None or self.failure:
+            return h
+        try:
+            return self._call(h, *self._how)
+        except Exception as e:  # whatever a kernel does, the host's own output stands
+            if type(e).__module__ == "torch.utils.checkpoint":
+                raise  # how a recomputation is stopped that has all it needs
+            self.failure = str(e) or type(e).__name__
+            return h
+
+    def _call(self, h: Tensor, alpha: float, mode: int) -> Tensor:
+        if mode == TRAINING and (h.requires_grad or not torch.is_grad_enabled()):
+            if torch.is_grad_enabled():
+                self._learn_aside(h)
+            return h
+        out = self._kernel(h, self._params, alpha, mode)
+        if self._wants_drift and mode != TRAINING:
+            with torch.no_grad():
+                self._drift = (out - h).norm() / h.norm()
+            self._wants_drift = False
+        return out
+
+    def _learn_aside(self, h: Tensor) -> None:
+        """Learn from the gradient that arrives at h, while h itself goes on as it is.
+
+        The seed runs on a copy of h, as at alpha = 1; its own backward is started by a hook on
+        h. So the very tensor of the host is what its next layer sees, in-place ones included,
+        and whatever fails here stays here.
+        """
+        params = self._params
+        out = self._kernel(h.detach().clone(), params, 1.0, FULL)
+
+        def deliver(gradient: Tensor) -> None:
+            try:
+                # Retained, for the host's graph may be; it goes when the host's does.
+                grads = torch.autograd.grad(out, params, gradient, retain_graph=True)
+            except Exception as e:
+                self.failure = f"backward: {e}"
+                return
+            for parameter, grad in zip(params, grads, strict=True):
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+
+        h.register_hook(deliver)
+
+
+def make_runner(kernel: Any, params: Sequence[nn.Parameter]) -> Runner:
+    """The native one for a native kernel."""
+    native = extension()
+    if native is not None and isinstance(kernel, native.SeedKernel):
+        runner: Runner = native.RunningSeed(kernel, list(params))
+        return runner
+    return PlainRunner(kernel, list(params))
