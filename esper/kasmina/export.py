@@ -20,6 +20,7 @@ from torch import nn
 from esper.errors import SiteError
 from esper.kasmina.growth import Growth, growth_of
 from esper.kasmina.seed import Seed
+from esper.kasmina.slot import Slot
 from esper.leyline.blueprint import INPUT, Node, Op
 from esper.leyline.reference import EPS
 from esper.leyline.signature import SiteKind, SiteSignature
@@ -149,7 +150,7 @@ def export(model: nn.Module, folder: str | Path | None = None) -> nn.Module:
     plain = _bare_copy(growth)
     namespace = _run(source)
     namespace.grow(plain)
-    state = {k: v for k, v in model.state_dict().items() if k in plain.state_dict()}
+    state = {k: v for k, v in growth.model.state_dict().items() if k in plain.state_dict()}
     plain.load_state_dict(state)
     if folder is not None:
         from safetensors.torch import save_model
@@ -168,7 +169,12 @@ def _bare_copy(growth: Growth) -> nn.Module:
     for seed in seeds:
         seed.detach()
     try:
-        return copy.deepcopy(growth.model)
+        plain = copy.deepcopy(growth.model)
+        for name in growth.sites:
+            hooks = plain.get_submodule(name)._forward_hooks
+            for key in [k for k, hook in hooks.items() if isinstance(hook, Slot)]:
+                del hooks[key]
+        return plain
     finally:
         for seed in seeds:
             seed.attach()

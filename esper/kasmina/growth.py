@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from esper.errors import SiteError
@@ -16,6 +17,7 @@ from esper.kasmina.loader import Loader, Ready
 from esper.kasmina.schedule import SCHEDULES
 from esper.kasmina.seed import Seed
 from esper.kasmina.sites import Found, find_sites
+from esper.kasmina.slot import Slot, is_compiled, uncompiled
 from esper.leyline.command import Action, Command, Transition
 from esper.leyline.lifecycle import ACTIVE, SeedState
 from esper.leyline.signature import SiteKind
@@ -33,6 +35,7 @@ class Site:
     """One growth site: its fossilized seeds, and at most one on its way."""
 
     found: Found
+    slot: Slot | None = None  # in a compiled host
     fossils: list[Seed] = field(default_factory=list)
     seed: Seed | None = None
     pending: Future[Ready] | None = None
@@ -56,12 +59,15 @@ class Growth:
 
     `on_join` and `on_leave` are told of parameters that appear and disappear (the optimizer's
     business); `observers` of every transition. `embargo_epochs` is how long a site rests
-    after a seed left it.
+    after a seed left it. `model` is the model as it was written; with `compiled`, torch.compile
+    works on it, and each site has a slot.
     """
 
-    def __init__(self, model: nn.Module, found: Sequence[Found]) -> None:
-        self.model = model
-        self.sites = {f.name: Site(f) for f in found}
+    def __init__(
+        self, model: nn.Module, found: Sequence[Found], *, compiled: bool = False
+    ) -> None:
+        self.model, self.compiled = model, compiled
+        self.sites = {f.name: Site(f, Slot(f) if compiled else None) for f in found}
         self.guards: tuple[Guard, ...] = DEFAULT_GUARDS
         self.graft_steps = 100
         self.schedule = "cosine"
@@ -123,7 +129,7 @@ class Growth:
         seed = Seed(
             site.found, command.kernel_id, command.blueprint_id, command.trace_id,
             number=self._germinated, schedule=SCHEDULES[self.schedule],
-            graft_steps=self.graft_steps,
+            graft_steps=self.graft_steps, slot=site.slot,
         )
         site.seed = seed
         site.pending = loader.prefetch(
@@ -175,13 +181,12 @@ class Growth:
         site.pending = None
         try:
             ready = pending.result()
-            values = ready.params()
+            seed.install(ready.kernel, ready.params())
         except Exception as e:  # a refusal of the slow track never reaches the training loop
             reason = f"kernel could not be loaded: {e}"
             self.on_failure(seed, reason)
             self._move(site, seed, SeedState.CULLED, reason)
             return True
-        seed.install(ready.kernel, values)
         self.on_join(list(seed.params))
         self._move(site, seed, SeedState.TRAINING, "kernel fetched, verified and opened")
         return True
@@ -255,25 +260,43 @@ def wrap(
     example: Any = None,
     kind: SiteKind | None = None,
     causal: bool = False,
+    compiled: bool = False,
 ) -> nn.Module:
     """Name where `model` may grow, and return it.
 
     The model itself is not touched until a seed germinates: no hook, no wrapper, no parameter.
+    One that is compiled, by `torch.compile(model)` or `model.compile()`, is different: its graph
+    has to hold a place for seeds before there are any. Each of its sites gets a hook with one
+    operator, once; seeds then come and go behind it without a compilation. What was compiled so
+    far, in the whole process, is compiled again when it is next called, for a graph does not
+    notice new hooks: wrap before the first step.
+
+    In a compiled model, and for a seed in TRAINING in any, the gradients of the seeds' parameters
+    are added to their `.grad` by esper itself: `torch.autograd.grad` and the reducers of
+    DistributedDataParallel do not see them.
 
     Args:
-        sites: module names, shell patterns ("layer*.1"), or "auto" for `suggest_sites`.
+        sites: module names, shell patterns ("layer*.1"), or "auto" for `suggest_sites`. Names are
+            those of the model as it was written, without torch.compile's prefix.
         example: one input batch, or a tuple of positional arguments, to see shapes with. It
             may be left out where every site is a layer that declares its width.
         kind: say which layout the sites have, where it cannot be told from the rank.
         causal: token sites belong to an autoregressive model and must not look ahead.
+        compiled: say so where it cannot be seen from the model, because the model will be
+            compiled later, or is called inside a function that is.
 
     Raises:
         SiteError: a site does not exist or cannot be grown, with the reason; or the model is
-            wrapped already.
+            wrapped already; or it is compiled and esper's extension is not there.
     """
-    if model in _GROWN:
+    plain, compiled = _plain(model), compiled or is_compiled(model)
+    if plain in _GROWN:
         raise SiteError("the model is wrapped already; esper.unwrap(model) first")
-    _GROWN[model] = Growth(model, find_sites(model, sites, example, kind=kind, causal=causal))
+    with uncompiled(compiled):
+        found = find_sites(plain, sites, example, kind=kind, causal=causal)
+    if compiled:
+        torch.compiler.reset()  # a graph that is there already would not notice new hooks
+    _GROWN[plain] = Growth(plain, found, compiled=compiled)
     return model
 
 
@@ -281,26 +304,42 @@ def growth_of(model: nn.Module) -> Growth:
     """The growth of a wrapped model.
 
     Raises:
-        SiteError: the model is not wrapped.
+        SiteError: the model is not wrapped, or was compiled after it was wrapped.
     """
-    try:
-        return _GROWN[model]
-    except KeyError:
-        raise SiteError("the model is not wrapped; call esper.wrap(model, ...) first") from None
+    growth = _GROWN.get(_plain(model))
+    if growth is None:
+        raise SiteError("the model is not wrapped; call esper.wrap(model, ...) first")
+    if is_compiled(model) and not growth.compiled:
+        raise SiteError(
+            "the model was wrapped first and compiled later, so its graph has no place for seeds; "
+            "wrap what torch.compile returned, or wrap with compiled=True"
+        )
+    return growth
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Give the model back as it was before `wrap`: every seed and its parameters leave.
 
-    To keep what has grown, use `export`.
+    To keep what has grown, use `export`. A compiled model is compiled again, without slots, when
+    it is next called.
     """
     growth = growth_of(model)
+    if growth.compiled:
+        torch.compiler.reset()
     for site in growth.sites.values():
         for seed in ([site.seed] if site.seed else []) + site.fossils:
             growth.on_leave(list(seed.params))
             seed.remove()
         if site.pending is not None:
             site.pending.cancel()
-        site.seed, site.fossils, site.pending = None, [], None
-    del _GROWN[model]
+        if site.slot is not None:
+            site.slot.close()
+        site.seed, site.fossils, site.pending, site.slot = None, [], None, None
+    del _GROWN[growth.model]
     return model
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model as it was written, behind what torch.compile made of it."""
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    return plain

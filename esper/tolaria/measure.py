@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.kasmina.growth import Growth
 from esper.kasmina.seed import Seed
 from esper.kasmina.sites import first_tensor, undisturbed
+from esper.kasmina.slot import uncompiled
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind
@@ -71,7 +72,7 @@ def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -
     try:
         for seed in learning:
             seed.forced = 0.0  # a probe is nothing to learn from
-        with undisturbed(model), torch.enable_grad():
+        with uncompiled(growth.compiled), undisturbed(model), torch.enable_grad():
             loss = loss_fn(model, batch)
             grads = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True)
     finally:
