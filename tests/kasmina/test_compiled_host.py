@@ -63,7 +63,9 @@ def loss_fn(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
 class Run:
     """A host in training, compiled or not, with what counts its compilations."""
 
-    def __init__(self, backend: str | None, plain: nn.Module | None = None) -> None:
+    def __init__(
+        self, backend: str | None, plain: nn.Module | None = None, lr: float = 3e-3
+    ) -> None:
         torch.compiler.reset()
         counters.clear()
         plain = host() if plain is None else plain
@@ -73,7 +75,7 @@ class Run:
         self.growth: Growth = esper.growth_of(self.model)
         self.growth.embargo_epochs, self.growth.graft_steps = 0, 4
         learning = [p for p in plain.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(learning, 1e-2)
+        self.optimizer = torch.optim.Adam(learning, lr)
         surgeon = OptimizerSurgeon(self.optimizer)
         self.growth.on_join, self.growth.on_leave = surgeon.join, surgeon.leave
         self.losses: list[float] = []
@@ -126,10 +128,9 @@ def test_twelve_growths_one_compilation() -> None:
         for growth in range(12):
             run.grow(SITES[growth % 4], cull=growth % 4 == 3)
 
-    # Some hundred steps of Adam carry a difference in the last bit a long way.
-    run = both("inductor", work, tolerance=2e-2)
+    run = both("inductor", work)
     assert len(run.growth.fossils()) == 9
-    assert run.losses[-1] < 0.3 * run.losses[0]
+    assert run.losses[-1] < 0.8 * run.losses[0]
     assert all(f.failure is None and f.params[0].grad.abs().sum() > 0 for f in run.growth.fossils())
 
 
@@ -143,7 +144,7 @@ def test_seeds_learn_in_a_frozen_host() -> None:
         run.growth.obey(command(Action.GERMINATE, "3"), PairLoader())  # type: ignore[arg-type]
         run.step(20)
 
-    run = both("inductor", work, plain=plain)
+    run = both("inductor", work, plain=plain, lr=1e-2)
     assert run.losses[-1] < 0.9 * run.losses[0]
 
 
