@@ -1,14 +1,21 @@
 #include "blend.h"
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/lerp.h>
 #include <ATen/ops/mul.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -19,6 +26,17 @@ namespace esper {
 namespace {
 
 namespace ag = torch::autograd;
+
+// Neither a subclass in Python, nor traced or transformed, nor a lazy negation or zero: its memory
+// holds its values.
+bool IsPlain(const at::Tensor& tensor) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kOther{
+      Key::Python,           Key::Functionalize, Key::FuncTorchBatched, Key::Batched,
+      Key::FuncTorchGradWrapper, Key::Negative,  Key::ZeroTensor};
+  return !tensor.key_set().has_any(kOther) && !c10::impl::dispatch_mode_enabled() &&
+         !ag::isFwGradDefined(tensor);
+}
 
 bool HasFastPath(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -35,7 +53,8 @@ bool HasFastPath(const at::Tensor& tensor) {
 #else
   const bool device = tensor.is_cpu();
 #endif
-  return device && tensor.layout() == at::kStrided && tensor.is_contiguous();
+  return device && tensor.layout() == at::kStrided && IsPlain(tensor) &&
+         tensor.is_non_overlapping_and_dense();
 }
 
 void Forward(const at::Tensor& out, const at::Tensor& h, const at::Tensor& s, double alpha) {
@@ -52,9 +71,33 @@ void Backward(const Grads& out, const at::Tensor& grad, double alpha) {
   BlendBackwardCpu(out, grad, alpha);
 }
 
-// Nobody else can see this tensor's memory, so it may be written to.
-bool IsOurs(const at::Tensor& tensor) {
-  return tensor.use_count() == 1 && tensor.storage().use_count() == 1;
+// Memory of the same layout whose pages are not there yet. At these sizes malloc returns fresh
+// memory every time, and faulting it in by pages of 4 KiB takes several times as long as blending
+// it: 64 MiB are 16384 faults, or 32 huge pages.
+at::Tensor Allocate(const at::Tensor& like) {
+  at::Tensor out = at::empty_like(like);
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+  if (out.is_cpu() && out.nbytes() >= 2 * kHugePage) {
+    // Whole pages inside the tensor only, so nothing is made resident that is not written.
+    const auto begin = reinterpret_cast<std::uintptr_t>(out.mutable_data_ptr());
+    const std::uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
+    const std::uintptr_t end = (begin + out.nbytes()) & ~(kHugePage - 1);
+    // Advice: where it is refused, the pages stay small.
+    (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  }
+#endif
+  return out;
+}
+
+// No other tensor sees this tensor's memory, saved ones included.
+bool OwnsItsMemory(const at::Tensor& tensor) { return tensor.storage().use_count() == 1; }
+
+// See the header.
+bool MayWriteInto(const at::Tensor& s, const at::Tensor& h) {
+  const bool recorded = s.requires_grad() && (s.is_leaf() || !at::GradMode::is_enabled());
+  const bool frozen = s.is_inference() && !c10::InferenceMode::is_enabled();
+  return !recorded && !frozen && !s.is_same(h) && OwnsItsMemory(s);
 }
 
 // Nothing is saved: the gradients are multiples of the one that comes in.
@@ -66,15 +109,23 @@ struct BlendNode : ag::Node {
     const bool needs_h = task_should_compute_output(0);
     const bool needs_s = task_should_compute_output(1);
     ag::variable_list result(2);
-    if (!grad.defined()) return result;
-    // The blend is linear, so torch's own product is right for every derivative of it; the fused
-    // pass is for the plain case in which both gradients are wanted once.
-    if (needs_h && needs_s && !at::GradMode::is_enabled() && HasFastPath(grad)) {
+    if (!grad.defined() || !(needs_h || needs_s)) return result;
+    // The blend is linear, so torch's own product is right for every derivative of it; the rest
+    // is for the plain case in which nobody will differentiate the gradients.
+    if (!at::GradMode::is_enabled() && HasFastPath(grad)) {
       at::AutoDispatchBelowADInplaceOrView below;
-      const bool ours = IsOurs(grad);
-      const Grads both{at::empty_like(grad), ours ? grad : at::empty_like(grad)};
-      Backward(both, grad, alpha);
-      return {both.h, both.s};
+      // The engine has moved the gradient here and nobody else holds it.
+      const bool ours = grad.use_count() == 1 && OwnsItsMemory(grad);
+      if (needs_h && needs_s) {
+        const Grads both{Allocate(grad), ours ? grad : Allocate(grad)};
+        Backward(both, grad, alpha);
+        return {both.h, both.s};
+      }
+      if (ours) {
+        grad.mul_(needs_h ? 1.0 - alpha : alpha);
+        result[needs_h ? 0 : 1] = std::move(grad);
+        return result;
+      }
     }
     if (needs_h) result[0] = at::mul(grad, 1.0 - alpha);
     if (needs_s) result[1] = at::mul(grad, alpha);
@@ -98,12 +149,12 @@ at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha, bool re
                     "; it needs a floating point type");
   if (alpha == 0.0) return h;
   if (alpha == 1.0) return s;
-  if (!HasFastPath(h) || !HasFastPath(s)) return at::lerp(h, s, alpha);
+  if (!HasFastPath(h) || !HasFastPath(s) || h.strides() != s.strides()) {
+    return at::lerp(h, s, alpha);
+  }
 
   const bool grad = at::GradMode::is_enabled() && (h.requires_grad() || s.requires_grad());
-  // A view's base has a history of its own, and a leaf is somebody's parameter.
-  const bool into_s = reuse && !s.is_view() && !(s.requires_grad() && s.is_leaf()) &&
-                      !s.is_inference() && !s.is_alias_of(h);
+  const bool into_s = reuse && MayWriteInto(s, h);
   c10::intrusive_ptr<BlendNode> node;
   if (grad) {
     node = c10::make_intrusive<BlendNode>();
@@ -113,7 +164,7 @@ at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha, bool re
   at::Tensor out;
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    out = into_s ? s : at::empty_like(h);
+    out = into_s ? s : Allocate(h);
     Forward(out, h, s, alpha);
   }
   if (into_s) {

@@ -19,12 +19,19 @@ constexpr int64_t kGrain = 32768;
 // output, from the first-level cache: 2048 doubles are 16 KiB.
 constexpr int64_t kBlock = 2048;
 
+// From the nearer end, as torch.lerp does it: exact at both ends, and the same bits as torch's.
 template <typename T>
 void Lerp(T* out, const T* h, const T* s, double alpha, int64_t n) {
   using Op = at::opmath_type<T>;
   using V = at::vec::Vectorized<Op>;
-  const V a(static_cast<Op>(alpha));
-  at::vec::map2<T>([a](V x, V y) { return at::vec::fmadd(a, y - x, x); }, out, h, s, n);
+  const auto weight = static_cast<Op>(alpha);
+  if (weight < Op(0.5)) {
+    const V a(weight);
+    at::vec::map2<T>([a](V x, V y) { return at::vec::fmadd(a, y - x, x); }, out, h, s, n);
+  } else {
+    const V a(weight - Op(1));
+    at::vec::map2<T>([a](V x, V y) { return at::vec::fmadd(a, y - x, y); }, out, h, s, n);
+  }
 }
 
 template <typename T>

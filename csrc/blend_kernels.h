@@ -4,9 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-// The passes over memory behind Blend. All tensors are dense and contiguous, of one element
-// type (float, double, bfloat16 or half), on one device, and have the same number of elements.
-// No autograd here.
+// The passes over memory behind Blend. All tensors fill their memory without gaps or overlaps, in
+// one order, are of one element type (float, double, bfloat16 or half), on one device, and have
+// the same number of elements. No autograd here.
 
 namespace esper {
 
