@@ -8,7 +8,7 @@ TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_
 STAMP := $(VENV)/.esper-installed
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/cuda/*.*)
 
-.PHONY: setup demo test test-fast test-gpu sanitize lint bench clean
+.PHONY: setup demo test test-fast test-gpu sanitize lint bench cuda-resources clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,10 @@ bench: setup
 	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks.page benchmarks/results/latest.json benchmarks/results/latest.html
+
+# Registers, shared memory and spills of every CUDA kernel, as ptxas says. Needs nvcc, no GPU.
+cuda-resources: setup
+	$(BIN)/python -m tests.csrc.cuda_resources
 
 clean:
 	rm -rf $(VENV) build esper.egg-info esper/*.so
