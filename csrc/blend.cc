@@ -71,6 +71,11 @@ void Backward(const Grads& out, const at::Tensor& grad, double alpha) {
   BlendBackwardCpu(out, grad, alpha);
 }
 
+// Of two dense tensors of one shape. (Strides of axes of extent 1 say nothing.)
+bool InOneOrder(const at::Tensor& a, const at::Tensor& b) {
+  return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
+}
+
 // Memory of the same layout whose pages are not there yet. At these sizes malloc returns fresh
 // memory every time, and faulting it in by pages of 4 KiB takes several times as long as blending
 // it: 64 MiB are 16384 faults, or 32 huge pages.
@@ -149,9 +154,7 @@ at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha, bool re
                     "; it needs a floating point type");
   if (alpha == 0.0) return h;
   if (alpha == 1.0) return s;
-  if (!HasFastPath(h) || !HasFastPath(s) || h.strides() != s.strides()) {
-    return at::lerp(h, s, alpha);
-  }
+  if (!HasFastPath(h) || !HasFastPath(s) || !InOneOrder(h, s)) return at::lerp(h, s, alpha);
 
   const bool grad = at::GradMode::is_enabled() && (h.requires_grad() || s.requires_grad());
   const bool into_s = reuse && MayWriteInto(s, h);
@@ -169,7 +172,10 @@ at::Tensor Blend(const at::Tensor& h, const at::Tensor& s, double alpha, bool re
   }
   if (into_s) {
     ag::impl::bump_version(out);
-    if (grad) ag::impl::rebase_history(out, {node, 0});
+    if (grad) {
+      const uint32_t output = node->add_input_metadata(out);
+      ag::impl::rebase_history(out, {node, output});
+    }
   } else if (grad) {
     ag::set_history(out, node);
   }

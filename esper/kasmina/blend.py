@@ -1,31 +1,163 @@
-"""Blending a seed's output into its host's: one pass over memory where the extension is there."""
+"""Blending a seed's output into its host's, by whatever does it fastest where the tensors are."""
 
 from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from esper.kasmina.native import extension
 
+OVERRIDE = "ESPER_BLEND"
+NAMES = ("native", "triton", "torch")
+"""The C++ and CUDA extension; the Triton kernels, on CUDA devices; torch's own `lerp`."""
 
-def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
+Implementation = Callable[[Tensor, Tensor, float, bool], Tensor]
+
+_PROBE = 1 << 20  # elements; activations of ordinary layers
+_ROUNDS = 7
+
+_chosen: dict[tuple[torch.device, torch.dtype], Implementation] = {}
+
+
+def blend(h: Tensor, s: Tensor, alpha: float, *, reuse: bool = False) -> Tensor:
     """`h + alpha * (s - h)`, with gradients `(1 - alpha) * g` for h and `alpha * g` for s.
 
     At alpha = 0 and 1 the very tensor `h` or `s` is returned: what is blended out has no
-    influence, not even where it is inf or NaN, and gets no gradient.
+    influence, not even where it is inf or NaN, and gets no gradient. bfloat16 and float16 are
+    computed in float32. Any strides will do; the result is laid out as `torch.lerp` lays it out.
 
     Args:
         h: output of the host, floating point, any shape.
         s: output of the seed, of the same shape, type and device.
         alpha: within 0 and 1.
+        reuse: you have no more use for `s`, and its memory may be written to. The extension does
+            so where nothing else can see that memory, and then returns `s` itself: not where a
+            view, an alias (`h`, say) or a tensor saved by what made `s` shares it, not where `s`
+            is a leaf that requires a gradient or has a history under `no_grad`, and not where it
+            is an inference tensor outside of inference mode. If `s` was used before and saved
+            for that use's backward, autograd raises there, as for any change in place.
 
     Raises:
-        ValueError: the tensors do not agree, or alpha is out of range.
+        ValueError: the tensors do not agree, or alpha is out of range; or ESPER_BLEND names an
+            implementation that does not exist or cannot be had here.
     """
+    if torch.compiler.is_compiling():
+        return _torch(h, s, alpha, reuse)  # which the compiler fuses with what is around it
+    return implementation(h.device, h.dtype)(h, s, alpha, reuse)
+
+
+def chosen(device: torch.device, dtype: torch.dtype) -> str:
+    """Which of NAMES blends such tensors in this process; see `implementation`."""
+    return implementation(device, dtype).__name__.removeprefix("_")
+
+
+def implementation(device: torch.device, dtype: torch.dtype) -> Implementation:
+    """What blends such tensors in this process.
+
+    Chosen at the first call for a device and element type by measuring all that can be had
+    there, forward and backward, in alternation, on 2^20 elements (some tens of milliseconds);
+    with ESPER_BLEND=native|triton|torch it is that one, unmeasured. All give the same values up
+    to the last bit of the element type.
+    """
+    found = _chosen.get((device, dtype))
+    if found is None:
+        available = _available(device)
+        if wanted := os.environ.get(OVERRIDE):
+            found = _named(wanted, available, device)
+        elif len(available) == 1 or not dtype.is_floating_point:
+            found = next(iter(available.values()))
+        elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return next(iter(available.values()))  # nothing can be timed in a capture
+        else:
+            # In a thread of its own, where no mode, transform or autocast of the caller's holds.
+            with ThreadPoolExecutor(1) as thread:
+                seconds = thread.submit(_measure, available, device, dtype).result()
+            found = available[min(seconds, key=seconds.__getitem__)]
+        _chosen[device, dtype] = found
+    return found
+
+
+def _named(
+    wanted: str, available: dict[str, Implementation], device: torch.device
+) -> Implementation:
+    if wanted not in NAMES:
+        near = get_close_matches(wanted, NAMES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{OVERRIDE}={wanted} is none of {', '.join(NAMES)}; the nearest is {near}"
+        )
+    if wanted not in available:
+        raise ValueError(
+            f"{OVERRIDE}={wanted} cannot be had for tensors on {device}; there are "
+            f"{', '.join(available)}. `esper doctor` says what is built and installed"
+        )
+    return available[wanted]
+
+
+def _available(device: torch.device) -> dict[str, Implementation]:
+    """Those of NAMES that work on `device`, in that order."""
+    found: dict[str, Implementation] = {}
     native = extension()
-    if native is not None:
-        out: Tensor = native.blend(h, s, alpha)
-        return out
+    devices = ("cpu", "cuda") if native is not None and native.with_cuda else ("cpu",)
+    if native is not None and device.type in devices:
+        found["native"] = _native
+    if device.type == "cuda" and find_spec("triton") is not None:
+        found["triton"] = _triton
+    found["torch"] = _torch
+    return found
+
+
+def _measure(
+    available: dict[str, Implementation], device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Median seconds of one forward and backward of each."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    samples: dict[str, list[float]] = {name: [] for name in available}
+    h, s, g = (torch.ones(_PROBE, device=device, dtype=dtype) for _ in range(3))
+    h.requires_grad_()
+    s.requires_grad_()
+    for round_number in range(_ROUNDS + 1):
+        for name, run in available.items():
+            wait()
+            start = time.perf_counter()
+            torch.autograd.grad(run(h, s, 0.3, False), (h, s), g)
+            wait()
+            if round_number:  # the first compiles, and warms caches
+                samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in samples.items()}
+
+
+def _native(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:
+    native = extension()
+    assert native is not None
+    out: Tensor = native.blend(h, s, alpha, reuse)
+    return out
+
+
+def _triton(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:
+    from esper.triton_kernels.blend import blend as fused
+
+    _check(h, s, alpha)
+    return (s if alpha else h) if alpha in (0.0, 1.0) else fused(h, s, alpha)
+
+
+def _torch(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:
+    _check(h, s, alpha)
+    return (s if alpha else h) if alpha in (0.0, 1.0) else torch.lerp(h, s, alpha)
+
+
+def _check(h: Tensor, s: Tensor, alpha: float) -> None:
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; it must be within 0 and 1")
     if h.shape != s.shape or h.dtype != s.dtype or h.device != s.device:
@@ -36,6 +168,3 @@ def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
         )
     if not h.is_floating_point():
         raise ValueError(f"blend was given {h.dtype}; it needs a floating point type")
-    if alpha in (0.0, 1.0):
-        return s if alpha else h
-    return torch.lerp(h, s, alpha)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from esper.kasmina import blend as blending
 from esper.kasmina import native
 from esper.kasmina.blend import blend
 
@@ -20,16 +22,23 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["extension", "python"], autouse=True)
-def _face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    native.extension.cache_clear()
-    if request.param == "python":
+@pytest.fixture(params=["native", "torch", "no extension"], autouse=True)
+def face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """One contract, whoever blends. Triton's kernels keep it too: tests/triton_kernels."""
+    def forget() -> None:
+        native.extension.cache_clear()
+        blending._chosen.clear()
+
+    forget()
+    if request.param == "no extension":
         monkeypatch.setenv(native.DISABLE, "1")
-    elif native.extension() is None:
-        pytest.skip("the extension is not built for this environment (see `esper doctor`)")
-    yield
+    else:
+        if native.extension() is None:
+            pytest.skip("the extension is not built for this environment (see `esper doctor`)")
+        monkeypatch.setenv(blending.OVERRIDE, request.param)
+    yield request.param
     monkeypatch.undo()
-    native.extension.cache_clear()
+    forget()
 
 
 def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -52,17 +61,150 @@ def test_output_and_gradients(dtype: torch.dtype, shape: tuple[int, ...]) -> Non
     torch.testing.assert_close(g_s.double(), 0.3 * grad.double(), rtol=tolerance, atol=tolerance)
 
 
-def test_strided_inputs_and_gradients() -> None:
-    h, s = pair((8, 5), torch.float32)
-    out = blend(h.T, s.T, 0.25)
-    torch.testing.assert_close(out, torch.lerp(h.T, s.T, 0.25))
-    blend(h, s, 0.25).T.sum().backward()
-    assert torch.equal(h.grad, torch.full((8, 5), 0.75))
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(1, 3),
+    "every other": lambda t: t[:, ::2],
+    "expanded": lambda t: t[:, :1].expand(-1, 6, -1, -1),
+    "overlapping": lambda t: t.as_strided((2, 3, 4, 5), (7, 3, 2, 1)),
+    "between vectors": lambda t: t.flatten()[1:],
+    "negated lazily": lambda t: torch.view_as_complex(t.reshape(-1, 2)).conj().imag,
+}
 
 
-def test_a_view_that_starts_between_vectors() -> None:
-    h, s = torch.randn(1000)[1:], torch.randn(1001)[2:]
-    torch.testing.assert_close(blend(h, s, 0.5), torch.lerp(h, s, 0.5))
+@pytest.mark.parametrize("of_s", LAYOUTS)
+@pytest.mark.parametrize("of_h", LAYOUTS)
+def test_any_strides(of_h: str, of_s: str) -> None:
+    """Values, layout and gradients are torch's own, whatever the layouts."""
+    h, s = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5)
+    x, y = LAYOUTS[of_h](h), LAYOUTS[of_s](s)
+    if x.shape != y.shape:
+        x, y = x.flatten()[: min(x.numel(), y.numel())], y.flatten()[: min(x.numel(), y.numel())]
+    leaves = [x.detach().requires_grad_(), y.detach().requires_grad_()]
+    out, want = blend(*leaves, 0.25, reuse=True), torch.lerp(*leaves, 0.25)
+    assert torch.equal(out, want) and out.stride() == want.stride()
+    grad = torch.randn(want.shape[::-1]).permute(*reversed(range(want.ndim)))
+    for got, wanted in zip(torch.autograd.grad(out, leaves, grad),
+                           torch.autograd.grad(want, leaves, grad), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_unused_side_does_not_leak(dtype: torch.dtype, bad: float) -> None:
+    good, hostile = pair((5,), dtype)
+    with torch.no_grad():
+        hostile.fill_(bad)
+    assert blend(good, hostile, 0.0, reuse=True) is good
+    assert blend(hostile, good, 1.0, reuse=True) is good
+    blend(good, hostile, 0.0).sum().backward()
+    assert hostile.grad is None and torch.equal(good.grad, torch.ones(5, dtype=dtype))
+
+
+# -- the seed's memory ----------------------------------------------------------------------
+
+
+def test_reuse_writes_into_the_seed(face: str) -> None:
+    h, w = torch.randn(6, requires_grad=True), torch.randn(6, requires_grad=True)
+    s = w * 2  # saved by nobody
+    want = torch.lerp(h, s, 0.25).detach()
+    out = blend(h, s, 0.25, reuse=True)
+    assert (out is s) == (face == "native")  # a permission: torch's lerp does not use it
+    assert torch.equal(out, want)
+    out.sum().backward()
+    assert torch.equal(h.grad, torch.full((6,), 0.75))
+    assert torch.equal(w.grad, torch.full((6,), 0.5))
+
+
+def _leaf(h: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.randn(6, requires_grad=True)
+    return s, s
+
+
+def _view(h: Tensor) -> tuple[Tensor, Tensor]:
+    base = torch.randn(2, 6)
+    return base[1], base
+
+
+def _detached(h: Tensor) -> tuple[Tensor, Tensor]:
+    base = torch.randn(6, requires_grad=True) * 2
+    return base.detach(), base
+
+
+def _saved_by_its_producer(h: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.randn(6, requires_grad=True).exp()
+    return s, s
+
+
+def _host_itself(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h, h
+
+
+def _part_of_the_host(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h.detach(), h
+
+
+def _inference(h: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        s = torch.randn(6)
+    return s, s
+
+
+@pytest.mark.parametrize(
+    "make", [_leaf, _view, _detached, _saved_by_its_producer, _host_itself, _part_of_the_host,
+             _inference],
+)
+def test_reuse_leaves_alone_what_others_see(make: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    h = torch.randn(6, requires_grad=True) * 1
+    s, seen = make(h)
+    before = seen.detach().clone()
+    out = blend(h, s, 0.25, reuse=True)
+    assert torch.equal(seen.detach(), before)
+    assert torch.equal(out.detach(), torch.lerp(h.detach(), s.detach(), 0.25))
+    out.sum().backward()  # nothing that was saved has changed
+
+
+def test_reuse_under_no_grad_keeps_histories_true() -> None:
+    h, w = torch.randn(6), torch.randn(6, requires_grad=True)
+    s = w * 2
+    before = s.detach().clone()
+    with torch.no_grad():
+        out = blend(h, s, 0.25, reuse=True)
+    assert torch.equal(s.detach(), before) and not out.requires_grad
+    with torch.inference_mode():
+        s = torch.randn(6)
+        want = torch.lerp(h, s, 0.25)
+        assert torch.equal(blend(h, s, 0.25, reuse=True), want)
+
+
+def test_a_second_use_of_the_seed_is_noticed(face: str) -> None:
+    w = torch.randn(6, requires_grad=True)
+    s = w * 2
+    square = s * s  # saves s
+    blend(torch.randn(6), s, 0.25, reuse=True)
+    if face == "native":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            square.sum().backward()
+    else:
+        square.sum().backward()
+
+
+def test_gradients_that_others_hold_are_not_written_to() -> None:
+    h, w = torch.randn(6, requires_grad=True), torch.randn(6, requires_grad=True)
+    out = blend(h, w * 1, 0.25)
+    seen = []
+    out.register_hook(seen.append)
+    out.retain_grad()
+    given = torch.ones(6)
+    out.backward(given, retain_graph=True)
+    assert torch.equal(given, torch.ones(6)) and torch.equal(out.grad, torch.ones(6))
+    assert torch.equal(seen[0], torch.ones(6))
+    out.backward(given)  # the graph still stands
+    assert torch.equal(h.grad, torch.full((6,), 1.5))
+
+
+# -- autograd, transforms, compilers --------------------------------------------------------
 
 
 def test_the_ends_are_the_very_tensors() -> None:
@@ -81,10 +223,39 @@ def test_one_side_may_be_frozen() -> None:
         assert blend(h, s, 0.25).grad_fn is None
 
 
-def test_every_derivative() -> None:
+@pytest.mark.parametrize("reuse", [False, True])
+def test_every_derivative(reuse: bool) -> None:
+    def f(a: Tensor, b: Tensor) -> Tensor:
+        return blend(a, b * 1, 0.3, reuse=reuse)
+
     h, s = pair((3, 4), torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: blend(a, b, 0.3), (h, s))
-    assert torch.autograd.gradgradcheck(lambda a, b: blend(a, b, 0.3).square(), (h, s))
+    assert torch.autograd.gradcheck(
+        f, (h, s), check_forward_ad=True, check_batched_grad=True, check_undefined_grad=True
+    )
+    assert torch.autograd.gradgradcheck(lambda a, b: f(a, b).square(), (h, s))
+    assert torch.autograd.gradgradcheck(f, (h.detach().mT.requires_grad_(), s.detach().mT))
+
+
+def test_transforms_of_functions() -> None:
+    h, s = torch.randn(3, 4), torch.randn(3, 4)
+    assert torch.equal(torch.vmap(lambda a, b: blend(a, b, 0.25, reuse=True))(h, s),
+                       torch.lerp(h, s, 0.25))
+    g = torch.func.grad(lambda a: blend(a, s, 0.25).sum())(h)
+    assert torch.equal(g, torch.full((3, 4), 0.75))
+
+
+def test_in_a_compiled_model() -> None:
+    h, s = pair((3, 4), torch.float32)
+    compiled = torch.compile(lambda a, b: blend(a, b, 0.25), backend="aot_eager", fullgraph=True)
+    out = compiled(h, s)
+    assert torch.equal(out, torch.lerp(h, s, 0.25))
+    torch._dynamo.reset()
+
+
+def test_under_autocast_types_stay() -> None:
+    h, s = torch.randn(6), torch.randn(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(blend(h, s, 0.25), torch.lerp(h, s, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -100,3 +271,39 @@ def test_every_derivative() -> None:
 def test_what_cannot_be_blended(h: Tensor, s: Tensor, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blend(h, s, alpha)
+
+
+# -- who blends -----------------------------------------------------------------------------
+
+
+def test_the_choice_is_measured_and_kept(monkeypatch: pytest.MonkeyPatch, face: str) -> None:
+    monkeypatch.delenv(blending.OVERRIDE, raising=False)
+    cpu, measured = torch.device("cpu"), []
+
+    def measure(available: dict[str, Any], *where: Any) -> dict[str, float]:
+        measured.append(real := taken(available, *where))
+        return real
+
+    taken = blending._measure
+    monkeypatch.setattr(blending, "_measure", measure)
+    # A caller's modes must not reach the measurement.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = blending.chosen(cpu, torch.float32)
+        assert blending.chosen(cpu, torch.float32) == first
+    if face == "no extension":
+        assert first == "torch" and not measured  # nothing to choose from
+    else:
+        assert len(measured) == 1 and measured[0].keys() == {"native", "torch"}
+        assert first == min(measured[0], key=measured[0].__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("natvie", "nearest is native"), ("TORCH", "nearest is"), ("triton", "cannot be had")],
+)
+def test_an_override_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv(blending.OVERRIDE, value)
+    with pytest.raises(ValueError, match=message):
+        blend(torch.zeros(3), torch.zeros(3), 0.5)
