@@ -17,7 +17,7 @@ ROOMS = {
     "urza": {"leyline", "oona"},
     "karn": {"leyline"},
     "tezzeret": {"leyline", "oona"},
-    "kasmina": {"leyline"},
+    "kasmina": {"leyline", "triton_kernels"},
     "urabrask": {"leyline", "oona", "kasmina.artifact", "kasmina.native"},
     "tamiyo": {"leyline"},
     "tolaria": {"leyline", "kasmina", "tamiyo"},

@@ -6,6 +6,7 @@ whatever the tensors' type.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import torch
@@ -13,63 +14,81 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from esper.triton_kernels.launch import on_device_of
+
 BLOCK = 1024
 
 
-@triton.jit
-def blend_forward(
-    h_ptr, s_ptr, out_ptr, alpha_ptr, n, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):  # type: ignore[no-untyped-def]
+# alpha comes as the bits of a float64: Triton passes numbers of Python in float32, and a tensor
+# would have to be copied to the device, which waits for it. Not specialised: it changes at
+# every step, and would be compiled for multiples of 16 and for others.
+@triton.jit(do_not_specialize=["alpha_bits"])
+def blend_forward(  # type: ignore[no-untyped-def]
+    h_ptr, s_ptr, out_ptr, alpha_bits, n, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
     # 64 bits before the product: activations of more than 2^31 elements exist.
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
     op = tl.float64 if WIDE else tl.float32
+    alpha = alpha_bits.to(tl.int64).to(tl.float64, bitcast=True).to(op)
     h = tl.load(h_ptr + i, mask=inside).to(op)
     s = tl.load(s_ptr + i, mask=inside).to(op)
-    out = h + tl.load(alpha_ptr).to(op) * (s - h)
+    # From the nearer end, as torch.lerp does it: exact at both ends.
+    out = tl.where(alpha < 0.5, h + alpha * (s - h), s + (alpha - 1) * (s - h))
     tl.store(out_ptr + i, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def blend_backward(
-    g_ptr, g_h_ptr, g_s_ptr, alpha_ptr, n, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["alpha_bits"])
+def blend_backward(  # type: ignore[no-untyped-def]
+    g_ptr, g_h_ptr, g_s_ptr, alpha_bits, n, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
     op = tl.float64 if WIDE else tl.float32
-    alpha = tl.load(alpha_ptr).to(op)
+    alpha = alpha_bits.to(tl.int64).to(tl.float64, bitcast=True)
     g = tl.load(g_ptr + i, mask=inside).to(op)
-    tl.store(g_h_ptr + i, ((1 - alpha) * g).to(g_h_ptr.dtype.element_ty), mask=inside)
-    tl.store(g_s_ptr + i, (alpha * g).to(g_s_ptr.dtype.element_ty), mask=inside)
+    g_h = (1 - alpha).to(op) * g
+    tl.store(g_h_ptr + i, g_h.to(g_h_ptr.dtype.element_ty), mask=inside)
+    tl.store(g_s_ptr + i, (alpha.to(op) * g).to(g_s_ptr.dtype.element_ty), mask=inside)
 
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(alpha)
+    def forward(ctx: Any, h: Tensor, s: Tensor, alpha: float) -> Tensor:
+        ctx.alpha = alpha
         h, s = h.contiguous(), s.contiguous()
         out, n = torch.empty_like(h), h.numel()
         if n:
-            wide = h.dtype == torch.float64
-            blend_forward[(triton.cdiv(n, BLOCK),)](h, s, out, alpha, n, WIDE=wide, BLOCK=BLOCK)
+            with on_device_of(h):
+                blend_forward[(triton.cdiv(n, BLOCK),)](
+                    h, s, out, _bits(alpha), n, WIDE=h.dtype == torch.float64, BLOCK=BLOCK
+                )
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        (alpha,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = grads
+        if torch.is_grad_enabled():  # somebody will differentiate the gradients
+            return g * (1 - ctx.alpha), g * ctx.alpha, None
         g = g.contiguous()
         g_h, g_s, n = torch.empty_like(g), torch.empty_like(g), g.numel()
         if n:
-            wide = g.dtype == torch.float64
-            blend_backward[(triton.cdiv(n, BLOCK),)](
-                g, g_h, g_s, alpha, n, WIDE=wide, BLOCK=BLOCK
-            )
+            with on_device_of(g):
+                blend_backward[(triton.cdiv(n, BLOCK),)](
+                    g, g_h, g_s, _bits(ctx.alpha), n, WIDE=g.dtype == torch.float64, BLOCK=BLOCK
+                )
         return g_h, g_s, None
+
+
+def _bits(alpha: float) -> int:
+    bits: int = struct.unpack("<q", struct.pack("<d", alpha))[0]
+    return bits
 
 
 def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
     """`h + alpha * (s - h)`; at alpha = 0 and 1 the very tensor `h` or `s`.
+
+    Strided inputs are copied first.
 
     Raises:
         ValueError: the tensors differ in shape, type or device, or alpha is out of range.
@@ -84,6 +103,5 @@ def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
         )
     if alpha in (0.0, 1.0):
         return s if alpha else h
-    # A tensor, not a number: a number is passed in float32 even where the tensors are float64.
-    out: Tensor = _Blend.apply(h, s, torch.tensor(alpha, dtype=torch.float64, device=h.device))
+    out: Tensor = _Blend.apply(h, s, alpha)
     return out
