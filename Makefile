@@ -32,9 +32,10 @@ test-fast: setup
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-gpu: setup
-	@$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
-	  && $(BIN)/python -m pytest -q -m gpu \
-	  || echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of the CUDA blend and runner"
+	@if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; \
+	then $(BIN)/python -m pytest -q -m gpu; \
+	else echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of the blend (C++ and Triton) and of the Triton kernels on a device"; \
+	fi
 
 # Some four minutes on two cores, most of it a second build of the extension.
 sanitize: setup

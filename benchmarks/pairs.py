@@ -59,3 +59,14 @@ def note(benchmark: Any, pair: Pair, *, target: str, unit: str = "ratio to the p
         ours_seconds=list(pair.ours), peer_seconds=list(pair.peer),
     )
     print(f"\n{benchmark.name}: {ratio:.4f} [{low:.4f}, {high:.4f}] {unit}; target {target}")
+
+
+def note_speed(benchmark: Any, pair: Pair, *, peer: str, target: str) -> None:
+    """As `note`, with the ratio the other way round: how many times as fast as the peer."""
+    ratio, low, high = Pair(pair.peer, pair.ours).ratio()
+    benchmark.extra_info.update(
+        ratio=ratio, low=low, high=high, target=target, unit=f"times as fast as {peer}",
+        ours_seconds=list(pair.ours), peer_seconds=list(pair.peer),
+    )
+    print(f"\n{benchmark.name}: {ratio:.3f} [{low:.3f}, {high:.3f}] times as fast as {peer}"
+          + (f"; target {target}" if target else ""))

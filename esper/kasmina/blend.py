@@ -1,4 +1,4 @@
-"""Blending a seed's output into its host's, by whatever does it fastest where the tensors are."""
+"""Blending a seed's output into its host's, by what does it fastest where the tensors are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ NAMES = ("native", "triton", "torch")
 
 Implementation = Callable[[Tensor, Tensor, float, bool], Tensor]
 
-_PROBE = 1 << 20  # elements; activations of ordinary layers
+# What benchmarks/bench_blend.py found, by kind of device: on CPUs the extension is level with
+# torch up to some MiB and two to four times as fast where memory comes fresh from the system, so
+# there is nothing to gain from measuring again, and a noisy moment cannot change the choice.
+# No GPU was at hand, so there it is measured by who has one.
+_MEASURED = {"cpu": "native"}
+
+_PROBE = 1 << 24  # elements: more than the caches of a GPU hold
 _ROUNDS = 7
 
 _chosen: dict[tuple[torch.device, torch.dtype], Implementation] = {}
@@ -32,7 +38,8 @@ def blend(h: Tensor, s: Tensor, alpha: float, *, reuse: bool = False) -> Tensor:
 
     At alpha = 0 and 1 the very tensor `h` or `s` is returned: what is blended out has no
     influence, not even where it is inf or NaN, and gets no gradient. bfloat16 and float16 are
-    computed in float32. Any strides will do; the result is laid out as `torch.lerp` lays it out.
+    computed in float32. Any strides will do; the result is laid out as `torch.lerp` lays it out
+    (where Triton blends, it is contiguous).
 
     Args:
         h: output of the host, floating point, any shape.
@@ -62,16 +69,20 @@ def chosen(device: torch.device, dtype: torch.dtype) -> str:
 def implementation(device: torch.device, dtype: torch.dtype) -> Implementation:
     """What blends such tensors in this process.
 
-    Chosen at the first call for a device and element type by measuring all that can be had
-    there, forward and backward, in alternation, on 2^20 elements (some tens of milliseconds);
-    with ESPER_BLEND=native|triton|torch it is that one, unmeasured. All give the same values up
-    to the last bit of the element type.
+    On CPUs the extension where it is built, as measured once by its benchmark. On a CUDA device
+    all that can be had are measured at the first call for a device and element type, forward
+    and backward, in alternation, on 2^24 elements; that waits for the device. With
+    ESPER_BLEND=native|triton|torch it is that one. All give the same values up to the last bit
+    of the element type.
     """
     found = _chosen.get((device, dtype))
     if found is None:
         available = _available(device)
+        known = _MEASURED.get(device.type)
         if wanted := os.environ.get(OVERRIDE):
             found = _named(wanted, available, device)
+        elif known in available:
+            found = available[known]
         elif len(available) == 1 or not dtype.is_floating_point:
             found = next(iter(available.values()))
         elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():

@@ -276,18 +276,25 @@ def test_what_cannot_be_blended(h: Tensor, s: Tensor, alpha: float, message: str
 # -- who blends -----------------------------------------------------------------------------
 
 
-def test_the_choice_is_measured_and_kept(monkeypatch: pytest.MonkeyPatch, face: str) -> None:
+def test_the_choice_comes_from_a_measurement(monkeypatch: pytest.MonkeyPatch, face: str) -> None:
     monkeypatch.delenv(blending.OVERRIDE, raising=False)
-    cpu, measured = torch.device("cpu"), []
+    cpu = torch.device("cpu")
+    assert blending.chosen(cpu, torch.float32) == ("torch" if face == "no extension" else "native")
 
-    def measure(available: dict[str, Any], *where: Any) -> dict[str, float]:
-        measured.append(real := taken(available, *where))
-        return real
+    # A kind of device that the table does not have: here the CPU, as if it were new.
+    blending._chosen.clear()
+    monkeypatch.setattr(blending, "_MEASURED", {})
+    monkeypatch.setattr(blending, "_PROBE", 1 << 14)
+    measured = []
 
-    taken = blending._measure
+    def measure(*given: Any) -> dict[str, float]:
+        measured.append(seconds := really(*given))
+        return seconds
+
+    really = blending._measure
     monkeypatch.setattr(blending, "_measure", measure)
-    # A caller's modes must not reach the measurement.
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    # No mode of the caller's reaches the measurement.
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         first = blending.chosen(cpu, torch.float32)
         assert blending.chosen(cpu, torch.float32) == first
     if face == "no extension":

@@ -1,7 +1,8 @@
 """The Triton kernels against float64, on the CPU (interpreted) or on a GPU.
 
 The oracle: outputs and gradients are no worse than twice what torch's own operators make of the
-same inputs in the same type (the largest error of a tensor). `python -m tests.triton_kernels.cases cpu` prints what it ran.
+same inputs in the same type (the largest error of a tensor).
+`python -m tests.triton_kernels.cases cpu` prints what it ran.
 """
 
 from __future__ import annotations
