@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -271,6 +274,36 @@ def test_under_autocast_types_stay() -> None:
 def test_what_cannot_be_blended(h: Tensor, s: Tensor, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blend(h, s, alpha)
+
+
+SAME_BITS = """
+import torch
+from esper.kasmina import native
+blend = native.extension().blend
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    h, s, g = (torch.randn(70003).to(dtype) for _ in range(3))
+    h.requires_grad_(), s.requires_grad_()
+    for alpha in (0.3, 0.5, 0.9375):
+        ours, peer = blend(h, s, alpha), torch.lerp(h, s, alpha)
+        # All but the tail, which torch computes without fused multiply-add.
+        assert torch.equal(ours[:69632], peer[:69632]), (dtype, alpha)
+        torch.testing.assert_close(ours, peer)
+        for a, b in zip(torch.autograd.grad(ours, (h, s), g), torch.autograd.grad(peer, (h, s), g)):
+            assert torch.equal(a, b), (dtype, alpha)
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])
+def test_every_set_of_instructions_gives_the_bits_of_torch(capability: str, face: str) -> None:
+    """The loops are compiled once for each; torch's own variable says which are used."""
+    if face != "native":
+        pytest.skip("only the extension has loops of its own")
+    done = subprocess.run(
+        [sys.executable, "-c", SAME_BITS], capture_output=True, text=True, check=False,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # -- who blends -----------------------------------------------------------------------------
