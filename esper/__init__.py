@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from esper.version import __version__
 
 if TYPE_CHECKING:
+    from esper import nn as nn
     from esper.kasmina.export import export as export
     from esper.kasmina.growth import growth_of as growth_of
     from esper.kasmina.growth import unwrap as unwrap
     from esper.kasmina.growth import wrap as wrap
     from esper.kasmina.sites import suggest_sites as suggest_sites
+    from esper.nn.accelerate import accelerate as accelerate
     from esper.slowtrack import SlowTrack as SlowTrack
     from esper.tamiyo.heuristic import HeuristicPolicy as HeuristicPolicy
     from esper.tolaria.session import Session as Session
@@ -28,7 +30,9 @@ _LAZY = {
     "SlowTrack": "esper.slowtrack:SlowTrack",
     "Trainer": "esper.tolaria.trainer:Trainer",
     "export": "esper.kasmina.export:export",
+    "accelerate": "esper.nn.accelerate:accelerate",
     "growth_of": "esper.kasmina.growth:growth_of",
+    "nn": "esper.nn:",  # the whole of it
     # A folder that holds no library yet becomes one.
     "open_library": "esper.urza.library:LocalLibrary",
     "suggest_sites": "esper.kasmina.sites:suggest_sites",
@@ -45,7 +49,9 @@ def __getattr__(name: str) -> Any:
             f"esper has no attribute {name!r}; public names are: {', '.join(sorted(_LAZY))}"
         )
     module, attribute = _LAZY[name].split(":")
-    value = getattr(import_module(module), attribute)
+    value = import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
     globals()[name] = value  # found without this function from now on
     return value
 

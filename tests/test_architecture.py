@@ -22,6 +22,7 @@ ROOMS = {
     "tamiyo": {"leyline"},
     "tolaria": {"leyline", "kasmina", "tamiyo"},
     "nissa": {"leyline", "oona"},
+    "nn": {"leyline", "kasmina", "tezzeret", "urabrask", "urza.library", "triton_kernels"},
     "doctor": {"kasmina.native", "_C"},
 }
 COMPOSITION = {"cli", "slowtrack", "__init__"}  # these put the rooms together

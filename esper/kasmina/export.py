@@ -22,7 +22,6 @@ from esper.kasmina.growth import Growth, growth_of
 from esper.kasmina.seed import Seed
 from esper.kasmina.slot import Slot
 from esper.leyline.blueprint import INPUT, Node, Op
-from esper.leyline.reference import EPS
 from esper.leyline.signature import SiteKind, SiteSignature
 
 SOURCE, WEIGHTS = "grown.py", "model.safetensors"
@@ -66,15 +65,15 @@ def _expression(node: Node, x: list[str], p: list[str], sig: SiteSignature) -> s
                     f"groups={x[0]}.shape[2]).transpose(1, 2)")
         case Op.LAYER_NORM:
             inner = f"{x[0]}.movedim(1, -1)" if on_map else x[0]
-            norm = f"F.layer_norm({inner}, ({p[0]}.shape[0],), {p[0]}, {p[1]}, {EPS})"
+            norm = f"F.layer_norm({inner}, ({p[0]}.shape[0],), {p[0]}, {p[1]}, {node.epsilon})"
             return f"{norm}.movedim(-1, 1)" if on_map else norm
         case Op.RMS_NORM:
             inner = f"{x[0]}.movedim(1, -1)" if on_map else x[0]
-            scale = f"torch.rsqrt({inner}.square().mean(-1, keepdim=True) + {EPS})"
+            scale = f"torch.rsqrt({inner}.square().mean(-1, keepdim=True) + {node.epsilon})"
             norm = f"({inner} * {scale} * {p[0]})"
             return f"{norm}.movedim(-1, 1)" if on_map else norm
         case Op.GROUP_NORM:
-            return f"torch.group_norm({x[0]}, {node.groups}, {p[0]}, {p[1]}, {EPS})"
+            return f"torch.group_norm({x[0]}, {node.groups}, {p[0]}, {p[1]}, {node.epsilon})"
         case Op.RELU | Op.GELU | Op.SILU:
             return f"F.{node.op}({x[0]})"
         case Op.TANH | Op.SIGMOID:

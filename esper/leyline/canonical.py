@@ -15,7 +15,7 @@ from typing import Any
 
 from esper.errors import BlueprintError
 from esper.leyline.base import canonical_json, content_id, sha256
-from esper.leyline.ops import INPUT, SPECS, Node
+from esper.leyline.ops import EPS, INPUT, SPECS, Node
 from esper.leyline.signature import SiteKind
 
 MAX_TIES = 10  # at most 2**10 spellings are compared
@@ -27,6 +27,8 @@ def _attributes(node: Node) -> dict[str, Any]:
         attributes["bias"] = True  # the default, spelled out
     if attributes.get("init") == "default":
         del attributes["init"]
+    if attributes.get("eps") == EPS:
+        del attributes["eps"]
     return attributes
 
 

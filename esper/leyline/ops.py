@@ -14,6 +14,7 @@ from esper.leyline.base import Contract
 from esper.leyline.signature import SiteKind
 
 INPUT = "h"  # the name of a blueprint's input
+EPS = 1e-5  # of a normalisation that does not say otherwise
 
 
 class Op(StrEnum):
@@ -96,9 +97,11 @@ SPECS: Mapping[Op, OpSpec] = {
     Op.DEPTHWISE: OpSpec(
         1, frozenset({"kernel"}), frozenset({"bias", "init"}), _SPACE, parametric=True
     ),
-    Op.LAYER_NORM: OpSpec(1, parametric=True),
-    Op.RMS_NORM: OpSpec(1, parametric=True),
-    Op.GROUP_NORM: OpSpec(1, frozenset({"groups"}), kinds=_MAPS, parametric=True),
+    Op.LAYER_NORM: OpSpec(1, allows=frozenset({"eps"}), parametric=True),
+    Op.RMS_NORM: OpSpec(1, allows=frozenset({"eps"}), parametric=True),
+    Op.GROUP_NORM: OpSpec(
+        1, frozenset({"groups"}), frozenset({"eps"}), _MAPS, parametric=True
+    ),
     Op.RELU: _UNARY,
     Op.GELU: _UNARY,
     Op.SILU: _UNARY,
@@ -116,7 +119,8 @@ class Node(Contract):
     """One operation. Fields that its op does not use must be left out.
 
     `bias` (default true for the ops that have one) and `init` concern the node's own
-    parameters; `kernel` is odd; `groups` and `heads` must divide the channels they split.
+    parameters; `kernel` is odd; `groups` and `heads` must divide the channels they split; `eps`
+    is a normalisation's, `EPS` where left out.
     """
 
     id: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
@@ -128,6 +132,7 @@ class Node(Contract):
     heads: int | None = Field(default=None, ge=1, le=256)
     bias: bool | None = None
     init: Init | None = None
+    eps: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _fits_its_op(self) -> Node:
@@ -136,7 +141,7 @@ class Node(Contract):
             raise ValueError(
                 f"node {self.id!r}: {self.op} takes {spec.arity} inputs, got {len(self.inputs)}"
             )
-        given = {f for f in ("out", "kernel", "groups", "heads", "bias", "init")
+        given = {f for f in ("out", "kernel", "groups", "heads", "bias", "init", "eps")
                  if getattr(self, f) is not None}
         if missing := spec.needs - given:
             raise ValueError(f"node {self.id!r}: {self.op} needs {sorted(missing)}")
@@ -147,6 +152,11 @@ class Node(Contract):
     @property
     def has_bias(self) -> bool:
         return "bias" in SPECS[self.op].allows and self.bias is not False
+
+    @property
+    def epsilon(self) -> float:
+        """What a normalisation adds to the variance."""
+        return EPS if self.eps is None else self.eps
 
     @property
     def zero_at_birth(self) -> bool:

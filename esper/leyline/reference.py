@@ -16,8 +16,6 @@ from esper.leyline.blueprint import INPUT, BlueprintIR, Init, Node, Op
 from esper.leyline.shapes import Inferred, infer
 from esper.leyline.signature import SiteKind, SiteSignature
 
-EPS = 1e-5  # of every normalisation
-
 
 def _linear(x: Tensor, node: Node, p: list[Tensor], sig: SiteSignature) -> Tensor:
     bias = p[1] if len(p) > 1 else None
@@ -41,8 +39,8 @@ def _over_channels(x: Tensor, node: Node, p: list[Tensor], sig: SiteSignature) -
     if sig.kind is SiteKind.MAP:
         return _over_channels(x.movedim(1, -1), node, p, _LAST).movedim(-1, 1)
     if node.op is Op.LAYER_NORM:
-        return F.layer_norm(x, (x.shape[-1],), p[0], p[1], EPS)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * p[0]
+        return F.layer_norm(x, (x.shape[-1],), p[0], p[1], node.epsilon)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + node.epsilon) * p[0]
 
 
 _LAST = SiteSignature(kind=SiteKind.TOKENS, channels=1)  # any kind with channels last
@@ -74,7 +72,7 @@ def _node(node: Node, x: list[Tensor], p: list[Tensor], sig: SiteSignature) -> T
             return _over_channels(x[0], node, p, sig)
         case Op.GROUP_NORM:
             # Not F.group_norm, which refuses a group of one value; here that is its bias.
-            return torch.group_norm(x[0], node.groups or 1, p[0], p[1], EPS)
+            return torch.group_norm(x[0], node.groups or 1, p[0], p[1], node.epsilon)
         case Op.RELU:
             return F.relu(x[0])
         case Op.GELU:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from esper.leyline.base import Contract, canonical_json, content_id
 
@@ -32,6 +34,10 @@ class SiteSignature(Contract):
     `causal` is for token sites of autoregressive models: position t may depend on positions
     up to t only, so operations that mix later positions into earlier ones are refused or
     masked there. `device` is a torch device type, "cpu" or "cuda".
+
+    `standalone` is for kernels that take the place of a whole module (`esper.nn`) instead of
+    growing at a site. They need not be the identity at birth, so they have signatures of their
+    own: nobody who looks for a seed is ever offered one.
     """
 
     kind: SiteKind
@@ -39,6 +45,15 @@ class SiteSignature(Contract):
     dtype: DType = DType.FLOAT32
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
     causal: bool = False
+    standalone: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Left out where false: ids and files of signatures from before the field stay as they are.
+        fields = plain(self)
+        if not self.standalone:
+            fields.pop("standalone", None)
+        return fields
 
     @model_validator(mode="after")
     def _causal_needs_tokens(self) -> SiteSignature:
@@ -62,4 +77,5 @@ class SiteSignature(Contract):
 
     def __str__(self) -> str:
         causal = " causal" if self.causal else ""
-        return f"{self.kind}[{self.channels}] {self.dtype} {self.device}{causal}"
+        alone = " standalone" if self.standalone else ""
+        return f"{self.kind}[{self.channels}] {self.dtype} {self.device}{causal}{alone}"

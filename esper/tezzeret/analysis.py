@@ -41,13 +41,17 @@ def analyse(
 ) -> Inferred:
     """Everything that is checked before a compiler sees a blueprint.
 
+    What has to hold at birth is asked of seeds only: a standalone kernel computes what a module
+    of the user's does, however that module starts and whatever in it is idle.
+
     Raises:
         BlueprintError: naming the node, or the figure that is over budget.
     """
     inferred = infer(ir, signature)
     _within(ir, signature, inferred, budget or Budget())
-    _identity_at_birth(ir)
-    _every_parameter_learns(ir, inferred)
+    if not signature.standalone:
+        _identity_at_birth(ir)
+        _every_parameter_learns(ir, inferred)
     return inferred
 
 

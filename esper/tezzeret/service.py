@@ -116,6 +116,19 @@ def _serve(
         return f"refused: {reason.strip().splitlines()[-1]}"
 
 
+def carry(
+    library: Library, claim: BlueprintClaim, forge: Forge, stop: threading.Event,
+    pipeline: Pipeline | None, patience: float,
+) -> str:
+    """What `run` does with one claim, for those who wait for just that; what became of it.
+
+    Raises:
+        EsperError: the blueprint is not to blame, and the claim still stands.
+    """
+    with _kept_alive(library, claim):
+        return _serve(library, claim, forge, stop, pipeline, patience)
+
+
 def _allowed(breaker: CircuitBreaker, forge: Forge, stop: threading.Event) -> bool:
     """Whether the toolchain may be given work. An open breaker is waited for, and probed with
     the control when its time has come."""
@@ -185,8 +198,7 @@ def run(
             permit = breaker.acquire()
             assert permit is not None, "closed, and nobody else uses it"
             try:
-                with _kept_alive(library, claim):
-                    outcome = _serve(library, claim, forge, stop, pipeline, patience)
+                outcome = carry(library, claim, forge, stop, pipeline, patience)
             except StaleClaim:
                 outcome = "lost: the lease was over"
             except EsperError as e:

@@ -33,6 +33,7 @@ from esper.urabrask.child import NOT_YET, Spec
 from esper.urabrask.runtime import runtime
 
 log = logging.getLogger("esper.urabrask")
+LEASE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def run(
     *,
     worker_name: str,
     poll_seconds: float = 0.5,
-    lease_seconds: float = 120.0,
+    lease_seconds: float = LEASE_SECONDS,
     once: bool = False,
     limits: Limits | None = None,
 ) -> int:
@@ -103,6 +104,16 @@ def _runtime(breaker: CircuitBreaker) -> Runtime:
         return runtime()
     with _permit(breaker):
         return runtime()
+
+
+def handle(library: Library, claim: KernelClaim, stop: threading.Event) -> int:
+    """What `run` does with one claim, for those who wait for just that; 1 if there is a verdict.
+
+    Raises:
+        EsperError: the library's or this machine's fault; the kernel was given back.
+    """
+    breaker = CircuitBreaker("urabrask_validation")
+    return _handle(library, claim, stop, LEASE_SECONDS, Limits(), breaker, PATIENCE_SECONDS)
 
 
 def _handle(
