@@ -18,7 +18,7 @@ from esper.nn.device import device_kernel
 from esper.nn.fast import Fast, fast_of, plain_forward, undo
 from esper.nn.provide import Provider
 from esper.nn.report import Report, Row
-from esper.nn.trace import Match, match, mode
+from esper.nn.trace import match, mode
 from esper.nn.values import NoMatch
 from esper.urabrask.bench import Comparison, compare
 from esper.urza.library import LocalLibrary
@@ -140,9 +140,8 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
         if seen.reason or seen.example is None:
             raise NoMatch(seen.reason or "the example does not reach it")
         x = seen.example
-        what = match(module, x)
-        fast = _prepare(name or kind, module, what, x, provider)
-        key = (*what.key, tuple(x.shape), fast.name, bool(what.only_eval),
+        fast = prepare(name or kind, module, x, provider)
+        key = (fast.name, tuple(x.shape), bool(fast.only_eval),
                any(p.requires_grad for p in module.parameters()))
         if key not in measured:
             measured[key] = _measure(module, fast, x)
@@ -154,19 +153,25 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
     if found.ratio < 1.0:
         return Row(name, kind, False, f"slower than the plain module at {list(x.shape)}", speedup)
     module.__dict__["forward"] = fast
-    limits = f"; in eval mode only: {what.only_eval}" if what.only_eval else ""
+    limits = f"; in eval mode only: {fast.only_eval}" if fast.only_eval else ""
     return Row(name, kind, True, f"{fast.name}{limits}", speedup)
 
 
-def _prepare(name: str, module: nn.Module, what: Match, x: Tensor, provider: Provider) -> Fast:
-    if x.device.type == "cpu":
+def prepare(name: str, module: nn.Module, example: Tensor, provider: Provider) -> Fast:
+    """The fast forward of `module` for inputs like `example`; nothing is replaced yet.
+
+    Raises:
+        NoMatch: it is not a blueprint, or there is no proven kernel and none could be made.
+    """
+    what = match(module, example)
+    if example.device.type == "cpu":
         record, kernel = provider.kernel(what, name)
         title = f"kernel {record.kernel_id}"
     else:
         kernel, title = device_kernel(what)
     return Fast(
         module, kernel, what.signature, [(w.path, w.shape) for w in what.weights],
-        rank=x.dim(), flat=what.flat, only_eval=what.only_eval, name=title,
+        rank=example.dim(), flat=what.flat, only_eval=what.only_eval, name=title,
     )
 
 

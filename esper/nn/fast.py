@@ -98,6 +98,15 @@ class Fast:
         bound: Callable[..., Any] = type(self._module).forward.__get__(self._module)
         return bound
 
+    # Whoever looks at a forward's signature or code (torch.export does) means the plain one.
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.plain
+
+    @property
+    def __code__(self) -> Any:
+        return getattr(self.plain, "__code__", None)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.why_plain(*args, **kwargs):
             return self.plain(*args, **kwargs)

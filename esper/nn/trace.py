@@ -104,8 +104,8 @@ def match(module: nn.Module, example: Tensor) -> Match:
         raise NoMatch(f"its input is {example.dtype}; kernels take floating point tensors")
     # A batch of one could be taken for an axis that was pooled.
     shape = (max(2, example.shape[0]), *example.shape[1:])
-    x = torch.randn(shape, dtype=example.dtype, device=example.device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
+        x = torch.randn(shape, dtype=example.dtype).to(example.device)
         try:
             found = _match_as(module, x, _KINDS.get(x.dim()))
         except NoMatch:
