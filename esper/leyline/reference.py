@@ -6,7 +6,7 @@ differentiated, run in float64, and written out as source for export.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,23 +95,37 @@ def _node(node: Node, x: list[Tensor], p: list[Tensor], sig: SiteSignature) -> T
             return _attention(x[0], x[1], x[2], node.heads or 1, sig.causal)
 
 
+Function = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
+def function(ir: BlueprintIR, signature: SiteSignature) -> Function:
+    """The blueprint as a function of `h` and the parameters, ready to be called often.
+
+    Parameters come in the order of `shapes.infer(...).parameters`. Shapes: `h` and the result
+    as `signature.shape(...)`; any batch and space.
+    """
+    owners = [p.node for p in infer(ir, signature).parameters]
+    steps = [(node, [i for i, owner in enumerate(owners) if owner == node.id])
+             for node in ir.nodes]
+
+    def run(h: Tensor, params: Sequence[Tensor]) -> Tensor:
+        if len(params) != len(owners):
+            raise ValueError(f"{len(params)} parameters were given, the blueprint has "
+                             f"{len(owners)}; pass them in the order of its inference")
+        values = {INPUT: h}
+        for node, own in steps:
+            inputs = [values[i] for i in node.inputs]
+            values[node.id] = _node(node, inputs, [params[i] for i in own], signature)
+        return values[ir.output]
+
+    return run
+
+
 def apply(
     ir: BlueprintIR, signature: SiteSignature, h: Tensor, params: Sequence[Tensor]
 ) -> Tensor:
-    """Run the blueprint. `params` come in the order of `shapes.infer(...).parameters`.
-
-    Shapes: `h` and the result as `signature.shape(...)`; any batch and space.
-    """
-    values = {INPUT: h}
-    left = list(params)
-    names = infer(ir, signature).parameters
-    by_node: dict[str, list[Tensor]] = {}
-    for parameter, tensor in zip(names, left, strict=True):
-        by_node.setdefault(parameter.node, []).append(tensor)
-    for node in ir.nodes:
-        inputs = [values[i] for i in node.inputs]
-        values[node.id] = _node(node, inputs, by_node.get(node.id, []), signature)
-    return values[ir.output]
+    """Run the blueprint once; see `function`."""
+    return function(ir, signature)(h, params)
 
 
 def blend(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class SiteSignature(Contract):
 
     `standalone` is for kernels that take the place of a whole module (`esper.nn`) instead of
     growing at a site. They need not be the identity at birth, so they have signatures of their
-    own: nobody who looks for a seed is ever offered one.
+    own: nobody who looks for a seed is ever offered one. Such a kernel has no blend in it: it is
+    made for, and proved at, alpha = 1 in mode FULL, and gives the same at any other alpha.
     """
 
     kind: SiteKind

@@ -77,7 +77,10 @@ class _Tensors(torch.nn.Module):
 
 
 def trace_joint(ir: BlueprintIR, signature: SiteSignature) -> fx.GraphModule:
-    """Forward and backward of blend(h, f(h), alpha) in one graph of ATen operations."""
+    """Forward and backward of blend(h, f(h), alpha) in one graph of ATen operations.
+
+    For a standalone signature it is f(h) alone, and alpha an input that nothing reads.
+    """
     dtype = getattr(torch, signature.dtype)
     shape = list(signature.shape(HINT_BATCH, HINT_SPACE[0]))
     dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (len(shape) - 1)
@@ -96,8 +99,11 @@ def trace_joint(ir: BlueprintIR, signature: SiteSignature) -> fx.GraphModule:
     fakes = [mode.from_tensor(p.requires_grad_(), static_shapes=True) for p in params]
 
     def blended(h: Tensor, alpha: Tensor, *params: Tensor) -> tuple[Tensor]:
+        out = apply(ir, signature, h, params)
+        if not signature.standalone:
+            out = blend(h, out, alpha)
         # The clone keeps attention's output from being an alias, which the trace refuses.
-        return (blend(h, apply(ir, signature, h, params), alpha).clone(),)
+        return (out.clone(),)
 
     return aot_export_joint_simple(  # type: ignore[return-value]
         blended, (h, alpha, *fakes), trace_joint=True, decompositions=select_decomp_table()

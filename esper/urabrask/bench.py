@@ -24,8 +24,8 @@ from esper.kasmina.artifact import Kernel, this_isa
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.leyline.verdict import Hardware, Measurement, SpeedVerdict
-from esper.urabrask.oracle import FULL, Problem, reference_kernel
-from esper.urabrask.problems import Case, draw
+from esper.urabrask.oracle import Problem, reference_kernel
+from esper.urabrask.problems import draw, typical
 
 MARGIN = 0.05
 MIN_SAMPLE_SECONDS = 1e-3  # far above the clock's resolution and one scheduler tick's cost
@@ -153,8 +153,8 @@ def measure(
     *,
     budget_seconds: float = 2.0,
 ) -> Measurement:
-    """Kernel beside eager at one shape, forward and backward, alpha 0.5, threads as set."""
-    problem = draw(ir, signature, Case(batch, space, 0.5, FULL), seed=0)
+    """Kernel beside eager at one shape, forward and backward, at alpha 0.5 where it has a blend."""
+    problem = draw(ir, signature, typical(signature, batch, space, 0.5), seed=0)
     found = compare(
         step(kernel, problem),
         step(reference_kernel(ir, signature), problem),

@@ -11,8 +11,8 @@ from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
 from esper.urabrask import bench
-from esper.urabrask.oracle import FULL, reference_kernel
-from esper.urabrask.problems import Case, draw
+from esper.urabrask.oracle import reference_kernel
+from esper.urabrask.problems import draw, typical
 from esper.urabrask.proof import prove
 from esper.urabrask.tags import tags
 
@@ -77,7 +77,7 @@ def peaks(
     if signature.device != "cpu":
         return None, None  # absent: the counter sees the CPU's allocator only
     batch, space = bench.shapes(signature)[-1]
-    problem = draw(ir, signature, Case(batch, space, 0.5, FULL), seed=0)
+    problem = draw(ir, signature, typical(signature, batch, space, 0.5), seed=0)
     eager = reference_kernel(ir, signature)
     return (
         bench.peak_bytes(bench.step(kernel, problem)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -75,7 +75,14 @@ def numeric_cases(signature: SiteSignature) -> list[Case]:
     cases += [Case(6, 8, 0.3, FULL, layout) for layout in layouts]
     cases += [Case(5, odd, 1.0, TRAINING, layout) for layout in layouts[:2]]
     cases += [Case(9, odd, 0.3, FULL, magnitude=m) for m in (small, big)]
+    if signature.standalone:
+        cases = [replace(case, alpha=1.0, mode=FULL) for case in cases]
     return list(dict.fromkeys(cases))
+
+
+def typical(signature: SiteSignature, batch: int, space: int, alpha: float) -> Case:
+    """A call in FULL, at `alpha` where the kernel has a blend."""
+    return Case(batch, space, 1.0 if signature.standalone else alpha, FULL)
 
 
 def _strided(x: Tensor) -> Tensor:

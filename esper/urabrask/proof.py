@@ -28,7 +28,14 @@ from esper.urabrask.oracle import (
     Problem,
     reference_kernel,
 )
-from esper.urabrask.problems import Case, draw, hostile, magnitudes, numeric_cases
+from esper.urabrask.problems import (
+    Case,
+    draw,
+    hostile,
+    magnitudes,
+    numeric_cases,
+    typical,
+)
 
 SEEDS = (0, 1, 2)
 
@@ -89,7 +96,7 @@ def _checks(
     seeds: tuple[int, ...],
     folder: Path | None,
 ) -> Iterator[tuple[str, Case, _Check]]:
-    case = Case(3, 5, 0.3, FULL)
+    case = typical(signature, 3, 5, 0.3)
 
     def problem(seed: int) -> Problem:
         return draw(ir, signature, case, seed)
@@ -109,7 +116,10 @@ def _checks(
         "no output reused", lambda: conduct.reuse(kernel, problem(0), problem(1))
     )
     yield conduct_check("no_grad", lambda: conduct.without_gradients(kernel, problem(0)))
-    for poison in (float("nan"), float("inf"), torch.finfo(getattr(torch, signature.dtype)).max):
+    # Without a blend there is no identity to keep.
+    poisons = () if signature.standalone else (
+        float("nan"), float("inf"), torch.finfo(getattr(torch, signature.dtype)).max)
+    for poison in poisons:
         for mode in (GRAFTING, FULL):
             hurt = hostile(ir, signature, mode, poison)
             yield conduct_check(
