@@ -255,3 +255,27 @@ def test_blend_keeps_the_unused_side_out() -> None:
     b = torch.randn(4, dtype=torch.float64, requires_grad=True)
     for alpha in (0.0, 0.3, 1.0):
         assert torch.autograd.gradcheck(lambda x, y, w=alpha: blend(x, y, torch.tensor(w)), (a, b))
+
+
+def test_standalone_signatures_are_others_and_the_old_ones_what_they_were() -> None:
+    site = SiteSignature(kind=SiteKind.TOKENS, channels=4)
+    # As it was before the field came: libraries from then must go on.
+    assert site.id == "sig-134b6cf5f2a2cd9fd600bc2c2b9cc59d"
+    assert "standalone" not in site.model_dump_json()
+    alone = site.model_copy(update={"standalone": True})
+    assert alone.id != site.id and "standalone" in str(alone)
+    assert SiteSignature.model_validate_json(alone.model_dump_json()) == alone
+
+
+def test_an_epsilon_is_part_of_the_meaning_and_its_default_is_not_spelled() -> None:
+    def norm(eps: float | None) -> BlueprintIR:
+        node = Node(id="n", op=Op.LAYER_NORM, inputs=("h",), eps=eps)
+        return BlueprintIR(kind=SiteKind.TOKENS, nodes=(node,), output="n")
+
+    assert norm(None).id == norm(1e-5).id != norm(1e-6).id
+    site, h = SiteSignature(kind=SiteKind.TOKENS, channels=4), 1e-3 * torch.randn(1, 2, 4)
+    params = [torch.ones(4), torch.zeros(4)]
+    torch.testing.assert_close(
+        apply(norm(1e-3), site, h, params), torch.nn.functional.layer_norm(h, (4,), eps=1e-3))
+    with pytest.raises(ValueError, match="does not take"):
+        Node(id="n", op=Op.RELU, inputs=("h",), eps=1e-3)

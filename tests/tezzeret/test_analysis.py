@@ -85,3 +85,14 @@ def test_budgets_name_the_figure() -> None:
 )
 def test_the_choice_of_pipeline(interest: float, load: float, expected: Pipeline) -> None:
     assert choose_pipeline(interest, load) is expected
+
+
+def test_a_standalone_blueprint_need_not_be_the_identity_at_birth() -> None:
+    ir = BlueprintIR(kind=SIG.kind, nodes=(Node(id="n", op=Op.LINEAR, inputs=("h",), out=C),),
+                     output="n")
+    with pytest.raises(BlueprintError, match="not the input at birth"):
+        analyse(ir, SIG)
+    alone = SIG.model_copy(update={"standalone": True})
+    assert analyse(ir, alone).parameter_count
+    with pytest.raises(BlueprintError, match="budget"):
+        analyse(ir, alone, Budget(depth=0))

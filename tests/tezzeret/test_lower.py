@@ -53,13 +53,15 @@ CASES = {
 
 
 # Causal sites are token sites, where positions are not pooled.
-BOTH = [(n, False) for n in CASES] + [("attention", True), ("token_depthwise", True)]
+BOTH = [(n, False, False) for n in CASES]
+BOTH += [("attention", True, False), ("token_depthwise", True, False), ("gelu", False, True)]
 
 
-@pytest.mark.parametrize(("name", "causal"), BOTH)
-def test_lowered_halves_equal_eager(name: str, causal: bool) -> None:
+@pytest.mark.parametrize(("name", "causal", "standalone"), BOTH)
+def test_lowered_halves_equal_eager(name: str, causal: bool, standalone: bool) -> None:
     ir = CASES[name]
-    signature = SiteSignature(kind=ir.kind, channels=8, dtype=DType.FLOAT64, causal=causal)
+    signature = SiteSignature(kind=ir.kind, channels=8, dtype=DType.FLOAT64, causal=causal,
+                              standalone=standalone)
     lowered = lower(ir, signature)
     generator = torch.Generator().manual_seed(0)
     for batch, space, alpha in ((16, 8, 0.3), (1, 5, 1.0), (7, 3, 0.0)):
@@ -68,7 +70,9 @@ def test_lowered_halves_equal_eager(name: str, causal: bool) -> None:
         params = [torch.randn(p.shape, dtype=torch.float64, generator=generator,
                               requires_grad=True) for p in initial_parameters(ir, signature)]
         a = torch.tensor(alpha)
-        out = blend(h, apply(ir, signature, h, params), a)
+        out = apply(ir, signature, h, params)
+        if not standalone:
+            out = blend(h, out, a)
         grad = torch.randn(out.shape, dtype=torch.float64, generator=generator)
         expected = torch.autograd.grad(out, [h, *params], grad)
         with torch.no_grad():
