@@ -18,7 +18,7 @@ from esper.nn.device import device_kernel
 from esper.nn.fast import Fast, fast_of, plain_forward, undo
 from esper.nn.provide import Provider
 from esper.nn.report import Report, Row
-from esper.nn.trace import match, mode
+from esper.nn.trace import match
 from esper.nn.values import NoMatch
 from esper.urabrask.bench import Comparison, compare
 from esper.urza.library import LocalLibrary
@@ -164,6 +164,9 @@ def prepare(name: str, module: nn.Module, example: Tensor, provider: Provider) -
         NoMatch: it is not a blueprint, or there is no proven kernel and none could be made.
     """
     what = match(module, example)
+    if what.only_eval and module.training:
+        raise NoMatch(f"it is training, and {what.only_eval}; for inference, accelerate the model "
+                      "in eval mode")
     if example.device.type == "cpu":
         record, kernel = provider.kernel(what, name)
         title = f"kernel {record.kernel_id}"
@@ -178,14 +181,14 @@ def prepare(name: str, module: nn.Module, example: Tensor, provider: Provider) -
 def _measure(module: nn.Module, fast: Fast, x: Tensor) -> Comparison:
     """The module's plain forward beside the fast one, as the model would call them.
 
-    Forward and backward where there is something to learn, on random numbers.
+    Forward and backward, or the forward alone where nothing learns; on random numbers.
     """
-    given = torch.randn_like(x).contiguous()
+    with torch.random.fork_rng(devices=[]):
+        given, grad = torch.randn_like(x).contiguous(), torch.randn_like(x)
     learned = [p for p in module.parameters() if p.requires_grad]
     plain = plain_forward(module)
     if learned and not fast.only_eval:
         leaves = [given.requires_grad_(True), *learned]
-        grad = torch.randn_like(x)
 
         def step(forward: Callable[..., Any]) -> Callable[[], object]:
             return lambda: torch.autograd.grad(forward(given), leaves, grad, allow_unused=True)
@@ -196,7 +199,7 @@ def _measure(module: nn.Module, fast: Fast, x: Tensor) -> Comparison:
                     return forward(given)
             return run
 
-    if why := fast.why_plain(given) if not fast.only_eval else "":
-        raise NoMatch(f"the kernel would not run: {why}")
-    with mode(module, not fast.only_eval and module.training), torch.enable_grad():
+    if why := fast.why_plain(given):
+        raise NoMatch(f"its kernel would not run: {why}")
+    with torch.enable_grad():
         return compare(step(fast), step(plain), budget_seconds=BENCH_SECONDS)

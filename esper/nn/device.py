@@ -37,6 +37,8 @@ def device_kernel(found: Match) -> tuple[Kernel, str]:
                       "for cpu, Triton's for a gated MLP and a low-rank map on cuda")
     if name == "low_rank" and ir.node(parts[0]).has_bias:
         raise NoMatch("its inner layer has a bias, Triton's low-rank map has none there")
+    if found.signature.dtype == "float64":
+        raise NoMatch("it is float64, Triton's kernels are for float32, bfloat16 and float16")
     function = _function(name)
     order = {p.name: i for i, p in enumerate(infer(ir, found.signature).parameters)}
     wanted = [order.get(f"{node}.{leaf}") for node in parts for leaf in ("weight", "bias")]

@@ -101,7 +101,7 @@ class Reader(fx.Interpreter):
         if n.op == "call_module":
             name = str(n.target).removeprefix("m.")
             return f"{name} ({type(self._modules[str(n.target)]).__name__})"
-        return str(getattr(n.target, "__name__", n.target))
+        return str(getattr(n.target, "__name__", n.target)).removeprefix("m.")
 
     # -- for the handlers -----------------------------------------------------------------
 

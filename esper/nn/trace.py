@@ -239,8 +239,7 @@ def _compare(module: nn.Module, found: Match, x: Tensor) -> None:
     other = x[:1] if found.signature.kind is not SiteKind.FEATURES else x[:-1]
     for m, tolerance, dtype in ((module, 64 * torch.finfo(x.dtype).eps, x.dtype),
                                 (exact, 1e-10, torch.float64)):
-        parameters = dict(m.named_parameters(remove_duplicate=False))
-        params = [parameters[w.path].detach().view(w.shape) for w in found.weights]
+        params = tensors(m, found.weights)
         for given in (x, other):
             h = given.to(dtype)
             truth = plain_forward(m)(h.clone())
@@ -257,4 +256,5 @@ def fold(x: Tensor, flat: bool) -> Tensor:
 def tensors(module: nn.Module, weights: Sequence[Weight]) -> list[Tensor]:
     """The module's parameters as a kernel takes them; views where it wants another shape."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    return [parameters[w.path].view(w.shape) for w in weights]
+    found = [(parameters[w.path], w.shape) for w in weights]
+    return [p if tuple(p.shape) == shape else p.view(shape) for p, shape in found]

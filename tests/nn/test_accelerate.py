@@ -109,6 +109,20 @@ def test_twice_is_once_and_undo_is_complete(speed: dict[int, float], tmp_path: P
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_could_run_in_evaluation_only_gives_way_while_training(
+    speed: dict[int, float], tmp_path: Path
+) -> None:
+    speed[3] = 1.2
+    inner = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+    model = nn.Sequential(inner, nn.Dropout(0.1))
+    rows = {r.name: r for r in esper.accelerate(model, torch.randn(2, 8), library=tmp_path).rows}
+    assert "dropout of 0.1" in rows[""].reason and rows["0"].replaced
+    esper.nn.undo(model.eval())
+    (row,) = esper.accelerate(model, torch.randn(2, 8), library=tmp_path).rows
+    assert row.replaced and "in eval mode only" in row.reason
+    assert esper.nn.path(model.train(), torch.randn(2, 8)).startswith("plain")
+
+
 def test_examples_may_be_tuples_and_mappings(speed: dict[int, float], tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -183,9 +197,10 @@ def test_a_compiled_kernel_is_as_right_as_eager_and_trains_the_same(
     for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert esper.nn.path(module, x).startswith("kernel k-")
-    with torch.no_grad():
-        torch.testing.assert_close(module(x), apply(
-            found.ir, found.signature, x, tensors(module, found.weights)))
+    truth = apply(found.ir, found.signature, x, tensors(module, found.weights))
+    for quietly in (torch.no_grad(), torch.inference_mode()):
+        with quietly:
+            torch.testing.assert_close(module(x), truth)
     z = x.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(torch.autograd.grad(

@@ -72,6 +72,13 @@ def test_other_graphs_have_no_kernel_there(triton: None) -> None:
             device_kernel(on_cuda(module)[0])
 
 
+def test_double_precision_has_no_kernel_there(triton: None) -> None:
+    found = match(esper.nn.GatedMLP(8, 12).double(), torch.randn(3, 8).double())
+    there = replace(found, signature=found.signature.model_copy(update={"device": "cuda"}))
+    with pytest.raises(NoMatch, match="float64"):
+        device_kernel(there)
+
+
 def test_without_triton_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "esper.triton_kernels.gated_mlp", None)
     with pytest.raises(NoMatch, match="Triton, or its gated_mlp, is not installed"):
