@@ -69,7 +69,7 @@ def accelerate(
     seen = _watch(model, example)
     shelf = LocalLibrary(library) if isinstance(library, str | Path) else library
     rows: list[Row] = []
-    measured: dict[tuple[Any, ...], Comparison | NoMatch] = {}
+    measured: dict[tuple[Any, ...], Comparison] = {}
     with Provider(shelf, Pipeline(pipeline), _say) as provider:
         def replace(name: str, module: nn.Module) -> Row:
             return _replace(name, module, seen[module], provider, measured)
@@ -130,15 +130,16 @@ def _walk(module: nn.Module, name: str, replace: Callable[[str, nn.Module], Row]
 
 
 def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
-             measured: dict[tuple[Any, ...], Comparison | NoMatch]) -> Row:
+             measured: dict[tuple[Any, ...], Comparison]) -> Row:
     kind = type(module).__name__
     already = fast_of(module)
     if already is not None:
         return Row(name, kind, True, f"already: {already.name}")
-    found: Comparison | NoMatch
     try:
         if seen.reason or seen.example is None:
             raise NoMatch(seen.reason or "the example does not reach it")
+        if any(fast_of(m) for m in module.modules()):
+            raise NoMatch("modules inside it are accelerated already")
         x = seen.example
         fast = prepare(name or kind, module, x, provider)
         key = (fast.name, tuple(x.shape), bool(fast.only_eval),
@@ -146,7 +147,6 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
         if key not in measured:
             measured[key] = _measure(module, fast, x)
         found = measured[key]
-        assert isinstance(found, Comparison)
     except NoMatch as e:
         return Row(name, kind, False, str(e))
     speedup = (found.ratio, found.low, found.high)
@@ -187,19 +187,20 @@ def _measure(module: nn.Module, fast: Fast, x: Tensor) -> Comparison:
         given, grad = torch.randn_like(x).contiguous(), torch.randn_like(x)
     learned = [p for p in module.parameters() if p.requires_grad]
     plain = plain_forward(module)
-    if learned and not fast.only_eval:
-        leaves = [given.requires_grad_(True), *learned]
+    learns = bool(learned) and not fast.only_eval
+    leaves = [given.requires_grad_(learns), *learned]
 
-        def step(forward: Callable[..., Any]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(forward(given), leaves, grad, allow_unused=True)
-    else:
-        def step(forward: Callable[..., Any]) -> Callable[[], object]:
-            def run() -> object:
-                with torch.no_grad():
-                    return forward(given)
-            return run
+    def step(forward: Callable[..., Any]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.set_grad_enabled(learns):
+                out = forward(given)
+            if learns:
+                torch.autograd.grad(out, leaves, grad, allow_unused=True)
+            if given.is_cuda:
+                torch.cuda.synchronize()
+
+        return run
 
     if why := fast.why_plain(given):
         raise NoMatch(f"its kernel would not run: {why}")
-    with torch.enable_grad():
-        return compare(step(fast), step(plain), budget_seconds=BENCH_SECONDS)
+    return compare(step(fast), step(plain), budget_seconds=BENCH_SECONDS)

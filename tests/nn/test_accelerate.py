@@ -101,6 +101,7 @@ def test_twice_is_once_and_undo_is_complete(speed: dict[int, float], tmp_path: P
     installed = model[1].__dict__["forward"]
     second = esper.accelerate(model, torch.randn(16, 4), library=tmp_path)
     assert model[1].__dict__["forward"] is installed
+    assert "already" in {r.name: r for r in second.rows}[""].reason
     assert [r.name for r in first.replaced] == [r.name for r in second.replaced] == ["1", "3.2"]
     assert flags == [m.training for m in model.modules()]
     assert torch.equal(model[3][1].running_mean, statistics)
