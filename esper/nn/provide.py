@@ -6,11 +6,12 @@ slow track that serves the same library is no hindrance: whoever claims the work
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 
-from esper.errors import ArtifactMismatch
+from esper.errors import ArtifactMismatch, EsperError
 from esper.kasmina.artifact import Kernel, check_runs_here, open_artifact
 from esper.leyline.artifact import Pipeline
 from esper.leyline.events import Priority
@@ -19,7 +20,6 @@ from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.nn.trace import Match
 from esper.nn.values import NoMatch
 from esper.tezzeret import service as tezzeret
-from esper.tezzeret.idle import Recompiles
 from esper.tezzeret.worker import Forge
 from esper.urabrask import service as urabrask
 
@@ -113,9 +113,7 @@ class Provider:
                 told = True
             claim = self._claim(found, status)
             if claim is not None:
-                outcome = tezzeret.carry(
-                    library, claim, self._forge, self._never, self._pipeline, PATIENCE_SECONDS
-                )
+                outcome = self._carry(claim)
                 if not self._wanted(found):
                     raise NoMatch(f"it could not be compiled: {outcome}")
             elif time.monotonic() > end:
@@ -123,12 +121,18 @@ class Provider:
             else:
                 time.sleep(POLL_SECONDS)
 
+    def _carry(self, claim: BlueprintClaim) -> str:
+        try:
+            return tezzeret.carry(self._library, claim, self._forge, self._never, self._pipeline,
+                                  PATIENCE_SECONDS)
+        except EsperError:
+            with contextlib.suppress(EsperError):
+                self._library.release(claim)
+            raise
+
     def _claim(self, found: Match, status: BlueprintStatus) -> BlueprintClaim | None:
         library = self._library
         if status is BlueprintStatus.COMPILED:  # by another toolchain
-            if not isinstance(library, Recompiles):
-                raise NoMatch("the library has it for another toolchain only, and hands out no "
-                              "recompilations")
             return library.claim_recompilation(
                 found.ir.id, found.signature, WORKER, LEASE_SECONDS, self._pipeline
             )
@@ -157,8 +161,7 @@ class Provider:
                 told = True
             claim = self._library.claim_kernel(WORKER, LEASE_SECONDS)
             if claim is not None and claim.record.kernel_id in {k.kernel_id for k in waiting}:
-                urabrask.handle(self._library, claim, self._never, LEASE_SECONDS,
-                                urabrask.Limits())
+                urabrask.handle(self._library, claim, self._never)
                 continue
             if claim is not None:
                 self._library.release(claim)
