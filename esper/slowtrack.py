@@ -203,7 +203,8 @@ def _serve(options: argparse.Namespace) -> None:
     else:
         from esper.urabrask import service as urabrask
 
-        urabrask.run(library, stop, worker_name=options.name)
+        urabrask.run(library, stop, worker_name=options.name,
+                     risk_file=Path(options.library) / "risk.json")
 
 
 def main() -> None:

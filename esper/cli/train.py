@@ -61,7 +61,7 @@ def _policy(config: RunConfig) -> HeuristicPolicy:
 
 
 def _hardware() -> Hardware:
-    from esper.urabrask.bench import hardware
+    from esper.urabrask.machine import hardware
 
     return hardware()
 

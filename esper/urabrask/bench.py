@@ -1,49 +1,51 @@
 """How fast a kernel is beside eager: samples in alternation, and an interval, not a number.
 
-Both sides run in one process, one after the other in every round and in a random order, so
-that whatever slows the machine down slows both. The statistic is the ratio of medians; its
-95 % interval comes from a bootstrap over rounds, which keeps the two samples of one round
+All sides run in one process, one after the other in every round and in a random order, so
+that whatever slows the machine down slows all. The statistic is the ratio of medians; its
+95 % interval comes from a bootstrap over rounds, which keeps the samples of one round
 together. Measuring stops when the interval is narrow or the time is used up, never because
-the verdict pleases; outliers stay in.
+the verdict pleases; outliers are flagged and stay in. (In the spirit of Criterion and nvbench.)
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from esper.kasmina.artifact import Kernel, this_isa
-from esper.leyline.blueprint import BlueprintIR
-from esper.leyline.signature import SiteKind, SiteSignature
-from esper.leyline.verdict import Hardware, Measurement, SpeedVerdict
-from esper.urabrask.oracle import Problem, reference_kernel
-from esper.urabrask.problems import draw, typical
+from esper.leyline.verdict import Latency, Part, SpeedVerdict
+from esper.urabrask.clock import Watch, clock, witness
+from esper.urabrask.sides import Side
 
 MARGIN = 0.05
 MIN_SAMPLE_SECONDS = 1e-3  # far above the clock's resolution and one scheduler tick's cost
+FEWEST_ROUNDS = 10  # however long they take: below that an interval means little
 MIN_ROUNDS = 20
 MAX_ROUNDS = 200  # raw samples are kept in the report, which others read again and again
 RESAMPLES = 2000
 NARROW = 0.02  # width of the interval over the ratio at which more rounds add nothing
 
+Call = Callable[[], object]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Raw samples of both sides, in seconds per call, round by round, and what they say."""
+    """Raw samples of all sides, in seconds per call, round by round, and what they say.
+
+    `objection` is why they are not to be believed, or empty.
+    """
 
     ratio: float
     low: float
     high: float
     kernel: tuple[float, ...]
     eager: tuple[float, ...]
+    others: tuple[tuple[float, ...], ...]
+    stopped: str
+    objection: str
 
     @property
     def verdict(self) -> SpeedVerdict:
@@ -62,7 +64,7 @@ def judge(low: float, high: float) -> SpeedVerdict:
 
 
 def interval(
-    kernel: list[float], eager: list[float], rng: np.random.Generator
+    kernel: Sequence[float], eager: Sequence[float], rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """(ratio, low, high): median(eager) / median(kernel) and its 95 % percentile bootstrap."""
     k, e = np.asarray(kernel), np.asarray(eager)
@@ -72,149 +74,108 @@ def interval(
     return float(np.median(e) / np.median(k)), float(low), float(high)
 
 
-def _calibrate(call: Callable[[], object], seconds: float) -> int:
+def _calibrate(call: Call, seconds: float) -> int:
     """Calls per sample, so that one sample takes about `seconds`."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return max(1, min(100_000, round(seconds / max(statistics.median(times), 1e-9))))
 
 
 def compare(
-    kernel: Callable[[], object],
-    eager: Callable[[], object],
-    *,
+    kernel: Call,
+    eager: Call,
+    *others: Call,
     budget_seconds: float = 2.0,
     seed: int = 0,
+    before: Call = lambda: None,
 ) -> Comparison:
-    """Time `kernel` and `eager` in alternation for at most about `budget_seconds`."""
-    deadline = time.perf_counter() + budget_seconds
-    sides = (kernel, eager)
+    """Time all sides in alternation for about `budget_seconds`, or `FEWEST_ROUNDS` if longer.
+
+    `before` runs ahead of every round and is not timed.
+    """
+    deadline = clock() + budget_seconds
+    sides = (kernel, eager, *others)
+    before()
     for side in sides:
         side()
     # Samples as long as lets the rounds fill the budget: longer ones are less noisy.
-    sample = max(MIN_SAMPLE_SECONDS, budget_seconds / (2 * MAX_ROUNDS))
+    sample = max(MIN_SAMPLE_SECONDS, budget_seconds / (len(sides) * MAX_ROUNDS))
     repeats = [_calibrate(side, sample) for side in sides]
     rng = np.random.default_rng(seed)
-    samples: tuple[list[float], list[float]] = ([], [])
+    samples: list[list[float]] = [[] for _ in sides]
+    watch = Watch(len(sides))
     next_look = MIN_ROUNDS
+    stopped = "rounds"
     while len(samples[0]) < MAX_ROUNDS:
-        for i in rng.permutation(2):
+        before()
+        for i in rng.permutation(len(sides)):
             call, count = sides[i], repeats[i]
-            start = time.perf_counter()
+            seen, start = witness(), clock()
             for _ in range(count):
                 call()
-            samples[i].append((time.perf_counter() - start) / count)
+            seconds = clock() - start
+            watch.add(i, seconds, witness() - seen)
+            samples[i].append(seconds / count)
         rounds = len(samples[0])
-        if rounds >= 3 and time.perf_counter() > deadline:
+        if rounds >= FEWEST_ROUNDS and clock() > deadline:
+            stopped = "time"
             break
         if rounds >= next_look:
             # Looks grow further apart, so that their number, and their cost, stays small.
             next_look = rounds * 3 // 2
-            ratio, low, high = interval(*samples, rng)
+            ratio, low, high = interval(samples[0], samples[1], rng)
             if high - low < NARROW * ratio:
+                stopped = "narrow"
                 break
-    ratio, low, high = interval(*samples, rng)
-    return Comparison(ratio, low, high, tuple(samples[0]), tuple(samples[1]))
-
-
-def step(kernel: Kernel, problem: Problem) -> Callable[[], object]:
-    """One forward and backward of `kernel` on `problem`, as a training step does it."""
-    h = problem.h.detach().requires_grad_(True)
-    params = [p.detach().requires_grad_(True) for p in problem.params]
-    leaves = [h, *params]
-
-    def call() -> object:
-        out = kernel(h, params, problem.alpha, problem.mode)
-        return torch.autograd.grad(out, leaves, problem.grad_out)
-
-    return call
-
-
-def shapes(signature: SiteSignature) -> tuple[tuple[int, int], ...]:
-    """(batch, space) that are measured: a small and a large step at such a site."""
-    match signature.kind:
-        case SiteKind.FEATURES:
-            return ((16, 8), (256, 8))
-        case SiteKind.TOKENS:
-            return ((4, 16), (16, 64))
-        case SiteKind.MAP:
-            return ((4, 8), (16, 16))
-
-
-def measure(
-    kernel: Kernel,
-    ir: BlueprintIR,
-    signature: SiteSignature,
-    batch: int,
-    space: int,
-    *,
-    budget_seconds: float = 2.0,
-) -> Measurement:
-    """Kernel beside eager at one shape, forward and backward, at alpha 0.5 where it has a blend."""
-    problem = draw(ir, signature, typical(signature, batch, space, 0.5), seed=0)
-    found = compare(
-        step(kernel, problem),
-        step(reference_kernel(ir, signature), problem),
-        budget_seconds=budget_seconds,
-    )
-    return Measurement(
-        batch=batch,
-        space=space,
-        speedup=found.ratio,
-        low=found.low,
-        high=found.high,
-        verdict=found.verdict,
-        kernel_seconds=found.kernel,
-        eager_seconds=found.eager,
+    objection = watch.objection()
+    ratio, low, high = interval(samples[0], samples[1], rng)
+    return Comparison(
+        ratio, low, high, tuple(samples[0]), tuple(samples[1]),
+        tuple(tuple(s) for s in samples[2:]), stopped, objection,
     )
 
 
-def hardware(device: str = "cpu") -> Hardware:
-    """Where this process measures."""
-    return Hardware(
-        cpu=_processor(device),
-        isa=this_isa(device),
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-    )
+def halves(
+    kernel: Side, eager: Side, compiled: Side | None = None, *, calls: int, budget_seconds: float
+) -> tuple[Part, Part, str]:
+    """Forward and backward apart, one call at a time: (forward, backward, objection).
 
-
-def _processor(device: str) -> str:
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def peak_bytes(call: Callable[[], object]) -> int | None:
-    """The most bytes of tensor memory that `call` holds at once beyond what it started with.
-
-    Counted from every allocation and release that torch's profiler sees, so it does not
-    depend on the machine. None where the profiler reports no allocation.
+    A mean over a loop has no tail, so the percentiles come from single calls; the clock's own
+    cost, some tens of nanoseconds, is in each.
     """
-    from torch.profiler import ProfilerActivity, profile
+    sides = [kernel, eager] + ([compiled] if compiled is not None else [])
+    deadline = clock() + budget_seconds
+    rng = np.random.default_rng(0)
+    forward: list[list[float]] = [[] for _ in sides]
+    backward: list[list[float]] = [[] for _ in sides]
+    for side in sides * 3:
+        side()
+    watch = Watch(0)  # a single call is too short to be watched by itself
+    while len(forward[0]) < calls and (len(forward[0]) < FEWEST_ROUNDS or clock() < deadline):
+        for i in rng.permutation(len(sides)):
+            side = sides[i]
+            side.refresh()
+            start = clock()
+            out = side.forward()
+            middle = clock()
+            side.backward(out)
+            end = clock()
+            forward[i].append(middle - start)
+            backward[i].append(end - middle)
+    return _part(forward, rng), _part(backward, rng), watch.objection()
 
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call()
-    assert profiled.profiler is not None
-    results = profiled.profiler.kineto_results
-    if results is None:
-        return None
-    events = [e for e in results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak if events else None
+
+def _part(samples: Sequence[Sequence[float]], rng: np.random.Generator) -> Part:
+    ratio, low, high = interval(samples[0], samples[1], rng)
+    # To the nanosecond: more digits would be noise that every reader of the report pays for.
+    kernel, eager, *others = (
+        Latency(seconds=tuple(round(s, 9) for s in side)) for side in samples
+    )
+    return Part(kernel=kernel, eager=eager, compiled=others[0] if others else None,
+                speedup=ratio, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -229,6 +190,15 @@ class SelfTest:
     @property
     def false_fast_rate(self) -> float:
         return self.false_fast / self.runs
+
+    @property
+    def at_most(self) -> float:
+        """Upper end of the 95 % interval of the rate (one-sided, Clopper and Pearson 1934)."""
+        from scipy.stats import beta
+
+        if self.false_fast == self.runs:
+            return 1.0
+        return float(beta.ppf(0.95, self.false_fast + 1, self.runs - self.false_fast))
 
 
 def self_test(runs: int = 100, *, budget_seconds: float = 0.2, seed: int = 0) -> SelfTest:

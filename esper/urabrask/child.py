@@ -1,7 +1,8 @@
 """The child process that runs one foreign kernel: `python -m esper.urabrask.child`.
 
-Reads a `Spec` as JSON from standard input and writes a `ValidationReport` as JSON to the
-spec's `report`. The file appears whole or not at all, so a crash at any point leaves none.
+It proves the kernel, or measures it, never both: each stage has a process of its own. Reads
+a `Spec` as JSON from standard input and writes a `ValidationReport` as JSON to the spec's
+`report`. The file appears whole or not at all, so a crash at any point leaves none.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from pydantic import Field
 
 from esper.leyline.base import Contract
 from esper.leyline.verdict import ValidationReport
+from esper.urabrask.plan import Plan
 
 _PR_SET_PDEATHSIG = 1
 # What the stage file says until the kernel is touched. A failure before that is not its fault.
@@ -26,7 +27,10 @@ NOT_YET = "the start"
 
 
 class Spec(Contract):
-    """What to examine. `folder` is an empty scratch folder; `parent` the waiting process."""
+    """What to examine. `folder` is an empty scratch folder; `parent` the waiting process.
+
+    With a `plan` the kernel is measured, without one it is proved.
+    """
 
     kernel_id: str
     artifact: str
@@ -35,7 +39,7 @@ class Spec(Contract):
     stage: str
     folder: str
     parent: int
-    bench_seconds: float = Field(gt=0)
+    plan: Plan | None = None
     memory_bytes: int = Field(gt=0)
 
 
@@ -58,7 +62,6 @@ def _fence(spec: Spec) -> None:
 
 
 def _examine(spec: Spec) -> ValidationReport:
-    start = time.perf_counter()
     stage_file = Path(spec.stage)
     stage_file.write_text(NOT_YET)
 
@@ -68,8 +71,10 @@ def _examine(spec: Spec) -> ValidationReport:
     import esper.kasmina.native  # noqa: F401
     from esper.errors import ArtifactError
     from esper.kasmina.artifact import open_artifact
-    from esper.urabrask.examine import examine
+    from esper.urabrask.clock import clock
+    from esper.urabrask.examine import Subject, measure_only, prove_only
 
+    start = clock()
     torch.set_num_threads(1)
     stage_file.write_text("the opening of the artifact")
     try:
@@ -79,18 +84,18 @@ def _examine(spec: Spec) -> ValidationReport:
             kernel_id=spec.kernel_id,
             accepted=False,
             reason=f"{type(e).__name__}: {e}",
-            seconds=time.perf_counter() - start,
+            seconds=clock() - start,
         )
-    report = examine(
-        spec.kernel_id,
-        opened.kernel,
-        opened.ir,
-        opened.manifest.signature,
-        bench_seconds=spec.bench_seconds,
-        folder=Path(spec.folder),
-        stage=lambda name: (stage_file.write_text(name), None)[1],
+
+    def stage(name: str) -> None:
+        stage_file.write_text(name)
+
+    subject = Subject(
+        spec.kernel_id, opened.kernel, opened.ir, opened.manifest.signature, stage
     )
-    return report.model_copy(update={"seconds": time.perf_counter() - start})
+    if spec.plan is not None:
+        return measure_only(subject, spec.plan)
+    return prove_only(subject, Path(spec.folder))
 
 
 def main() -> None:

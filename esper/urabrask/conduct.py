@@ -5,10 +5,14 @@ Each check returns the reason for a refusal, or "" where there is none.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
+import platform
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.artifact import Kernel
+from esper.urabrask.clock import replaced
 from esper.urabrask.oracle import FULL, Problem, run
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -130,6 +135,72 @@ def _where(found: Tensor, expected: Tensor) -> str:
         f": {int(differs.sum())} elements differ, the first is {float(found.flatten()[first])} "
         f"instead of {float(expected.flatten()[first])}"
     )
+
+
+def settings() -> dict[str, object]:
+    """What of this process every computation depends on, and no kernel may change."""
+    tiny = torch.tensor(torch.finfo(torch.float32).smallest_normal)
+    return {
+        "torch's number of threads": torch.get_num_threads(),
+        "whether gradients are recorded": torch.is_grad_enabled(),
+        "the default element type": torch.get_default_dtype(),
+        "whether oneDNN is used": torch.backends.mkldnn.enabled,
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
+        "whether algorithms are deterministic": torch.are_deterministic_algorithms_enabled(),
+        "whether denormal numbers are flushed to zero": bool(tiny / 2 == 0),
+        "the state of the random numbers": hash(torch.get_rng_state().numpy().tobytes()),
+    }
+
+
+def changed(before: dict[str, object], after: dict[str, object]) -> str:
+    """The reason where two readings of `settings` differ, or ""."""
+    names = [name for name in before if before[name] != after[name]]
+    return f"the kernel changes {names[0]}" if names else ""
+
+
+def meddling(kernel: Kernel, problem: Problem) -> str:
+    """Calls must leave the process as it was: torch's settings, and Python's clocks."""
+    before = settings()
+    run(kernel, problem)
+    return changed(before, settings()) or replaced()
+
+
+# Bytes that fresh memory is filled with: as numbers of any type they are large, and unlike.
+_FILLS = (0xFE, 0x47)
+_M_PERTURB = -6  # mallopt(3), of the GNU C library
+CAN_POISON = platform.libc_ver()[0] == "glibc"
+
+
+@contextlib.contextmanager
+def poisoned(fill: int) -> Iterator[None]:
+    """Every allocation starts out full of `fill` instead of what happens to be there.
+
+    Fresh pages are zero, and so is much of what a short-lived process gets; a kernel that
+    counts on it is right until it is not. Where the C library is not GNU's (`CAN_POISON`)
+    nothing happens.
+    """
+    mallopt = ctypes.CDLL(None).mallopt if CAN_POISON else lambda *_: None
+    mallopt(_M_PERTURB, fill ^ 0xFF)
+    try:
+        yield
+    finally:
+        mallopt(_M_PERTURB, 0)
+
+
+def unwritten(kernel: Kernel, problem: Problem) -> str:
+    """Results must not depend on what lay in memory before it was written to."""
+    expected = run(kernel, problem)
+    for fill in _FILLS:
+        with poisoned(fill):
+            found = run(kernel, problem)
+        for i, (f, e) in enumerate(zip(found, expected, strict=True)):
+            if not torch.allclose(f, e, rtol=1e-3, atol=1e-6, equal_nan=True):
+                what = ("the output", "the gradient of h", "a parameter's gradient")[min(i, 2)]
+                return (
+                    f"{what} depends on uninitialised memory: it changes when fresh memory is "
+                    f"filled with 0x{fill:02X}"
+                )
+    return ""
 
 
 @dataclass(frozen=True)

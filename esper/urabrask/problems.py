@@ -119,8 +119,16 @@ def random_parameters(
     return made
 
 
-def draw(ir: BlueprintIR, signature: SiteSignature, case: Case, seed: int) -> Problem:
+def draw(
+    ir: BlueprintIR,
+    signature: SiteSignature,
+    case: Case,
+    seed: int,
+    params: tuple[Tensor, ...] | None = None,
+) -> Problem:
     """The problem of `case` for one random seed, on the CPU's random stream.
+
+    `params` are used where given, else drawn as well.
 
     In full precision, inputs that bring a relu within some rounding errors of its kink are
     drawn again (see `oracle.Kinks`); half precision cannot keep clear of it, nor can eager.
@@ -131,6 +139,8 @@ def draw(ir: BlueprintIR, signature: SiteSignature, case: Case, seed: int) -> Pr
     best: tuple[float, Problem] | None = None
     for _ in range(MAX_DRAWS):
         problem = _draw(ir, signature, case, generator, dtype)
+        if params is not None:
+            problem = replace(problem, params=params)
         kink = nearest_kink(ir, signature, problem) if eps < 1e-5 else float("inf")
         if best is None or kink > best[0]:
             best = kink, problem

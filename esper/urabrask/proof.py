@@ -28,14 +28,7 @@ from esper.urabrask.oracle import (
     Problem,
     reference_kernel,
 )
-from esper.urabrask.problems import (
-    Case,
-    draw,
-    hostile,
-    magnitudes,
-    numeric_cases,
-    typical,
-)
+from esper.urabrask.problems import Case, draw, hostile, numeric_cases, typical
 
 SEEDS = (0, 1, 2)
 
@@ -109,12 +102,17 @@ def _checks(
     yield conduct_check(
         "nothing left behind", lambda: conduct.residue(kernel, eager, problem(0), folder)
     )
+    yield conduct_check("process untouched", lambda: conduct.meddling(kernel, problem(0)))
     yield conduct_check(
         "inputs untouched", lambda: conduct.run_watched(kernel, problem(0))[1]
     )
     yield conduct_check(
         "no output reused", lambda: conduct.reuse(kernel, problem(0), problem(1))
     )
+    # Not among the cases where it cannot be tried.
+    for much in (case, typical(signature, 64, 8, 0.3)) if conduct.CAN_POISON else ():
+        name = f"memory written before it is read, batch {much.batch}"
+        yield name, much, partial(_unwritten, kernel, ir, signature, much)
     yield conduct_check("no_grad", lambda: conduct.without_gradients(kernel, problem(0)))
     # Without a blend there is no identity to keep.
     poisons = () if signature.standalone else (
@@ -135,6 +133,12 @@ def _checks(
         yield numeric.name, numeric, partial(_numeric, kernel, ir, signature, numeric, seeds)
 
 
+def _unwritten(
+    kernel: Kernel, ir: BlueprintIR, signature: SiteSignature, case: Case
+) -> tuple[float, str]:
+    return 0.0, conduct.unwritten(kernel, draw(ir, signature, case, 0))
+
+
 def _numeric(
     kernel: Kernel,
     ir: BlueprintIR,
@@ -145,7 +149,8 @@ def _numeric(
     oracle = Oracle(ir, signature)
     for seed in seeds:
         problem = draw(ir, signature, case, seed)
-        results, reason = conduct.run_watched(kernel, problem)
+        with conduct.poisoned(0xFE):
+            results, reason = conduct.run_watched(kernel, problem)
         if reason:
             return float("inf"), reason
         out = results[0]
@@ -158,10 +163,3 @@ def _numeric(
             return float("inf"), reason
         oracle.add(results, problem)
     return oracle.worst.ratio, oracle.refusal
-
-
-def stress_ratio(proof: Proof, signature: SiteSignature) -> float:
-    """The worst ratio among the cases of small and large magnitude."""
-    stressed = {f"magnitude {m:g}" for m in magnitudes(signature)}
-    ratios = [c.worst_ratio for c in proof.cases if any(s in c.name for s in stressed)]
-    return max(ratios, default=float("inf"))

@@ -30,7 +30,9 @@ from esper.leyline.verdict import ValidationReport
 from esper.oona.breaker import CircuitBreaker, Permit
 from esper.oona.retry import PATIENCE_SECONDS, patiently
 from esper.urabrask.child import NOT_YET, Spec
+from esper.urabrask.plan import QUICK, Plan
 from esper.urabrask.runtime import runtime
+from esper.urabrask.standing import Standing
 
 log = logging.getLogger("esper.urabrask")
 LEASE_SECONDS = 120.0
@@ -40,8 +42,8 @@ LEASE_SECONDS = 120.0
 class Limits:
     """What one examination may take."""
 
-    deadline_seconds: float = 180.0
-    bench_seconds: float = 2.0  # per measured shape
+    deadline_seconds: float = 180.0  # for the proof, and again for the measurement
+    plan: Plan = QUICK
     memory_bytes: int = 8 << 30
 
 
@@ -54,6 +56,7 @@ def run(
     lease_seconds: float = LEASE_SECONDS,
     once: bool = False,
     limits: Limits | None = None,
+    risk_file: Path | None = None,
 ) -> int:
     """Examine kernels until `stop` is set; with `once`, until none waits. Returns how many.
 
@@ -64,10 +67,13 @@ def run(
     touched the kernel, or a disk with no room for its report, is a failure of this machine: the
     kernel goes back, and after three in five minutes none is claimed for half a minute, then
     one, as the probe (breaker urabrask_validation).
+
+    The risk model, once it is fitted, is written to `risk_file` as JSON.
     """
     done = 0
     patience = 0.0 if once else PATIENCE_SECONDS
     breaker = CircuitBreaker("urabrask_validation")
+    standing = Standing(library, risk_file)
     while not stop.is_set():
         if pause := breaker.retry_after():
             stop.wait(min(1.0, pause))
@@ -77,7 +83,8 @@ def run(
             claim = library.claim_kernel(worker_name, lease_seconds, here)
             if claim is not None:
                 done += _handle(
-                    library, claim, stop, lease_seconds, limits or Limits(), breaker, patience
+                    library, claim, stop, lease_seconds, limits or Limits(), breaker, patience,
+                    standing,
                 )
                 continue
         except StaleClaim as e:
@@ -124,6 +131,7 @@ def _handle(
     limits: Limits,
     breaker: CircuitBreaker,
     patience: float,
+    standing: Standing,
 ) -> int:
     record = claim.record
     lost = threading.Event()
@@ -131,6 +139,8 @@ def _handle(
     with _heartbeat(library, claim, lease_seconds, lost):
         try:
             report = _examine_record(library, record, limits, (stop, lost))
+            if report is not None and report.accepted:
+                report = standing.place(record.manifest, report)
         except BaseException as e:
             if isinstance(e, Exception) and not isinstance(e, EsperError | OSError):
                 # Nobody foresaw this. The lease is left to expire, which counts: given back, a
@@ -206,14 +216,35 @@ def examine_file(
     limits: Limits | None = None,
     give_up: tuple[threading.Event, ...] = (),
 ) -> ValidationReport | None:
-    """Examine the artifact at `path` in a child process of its own.
+    """Prove and then measure the artifact at `path`, each in a child process of its own.
 
+    The report has no tags and no risk yet: these depend on what else is in the library.
     Returns None when one of `give_up` was set before there was a report.
 
     Raises:
-        EsperError: the child ended before it touched the kernel.
+        EsperError: a child ended before it touched the kernel.
     """
     limits = limits or Limits()
+    proved = _in_child(path, kernel_id, digest, limits, give_up, None)
+    if proved is None or not proved.accepted:
+        return proved
+    measured = _in_child(path, kernel_id, digest, limits, give_up, limits.plan)
+    if measured is None:
+        return None
+    return measured.model_copy(
+        update={"proof": proved.proof, "seconds": proved.seconds + measured.seconds}
+    )
+
+
+def _in_child(
+    path: Path,
+    kernel_id: str,
+    digest: str,
+    limits: Limits,
+    give_up: tuple[threading.Event, ...],
+    plan: Plan | None,
+) -> ValidationReport | None:
+    """One stage: the measurement where there is a `plan`, else the proof."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="esper-urabrask-") as base:
         home = Path(base)
@@ -227,7 +258,7 @@ def examine_file(
             stage=str(home / "stage"),
             folder=str(scratch),
             parent=os.getpid(),
-            bench_seconds=limits.bench_seconds,
+            plan=plan,
             memory_bytes=limits.memory_bytes,
         )
         how = _run_child(spec, home, limits.deadline_seconds, give_up)

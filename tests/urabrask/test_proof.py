@@ -21,7 +21,7 @@ from esper.leyline.signature import SiteKind, SiteSignature
 from esper.urabrask.conduct import same_bits
 from esper.urabrask.oracle import FULL, GRAFTING, TRAINING, reference_kernel, run
 from esper.urabrask.problems import Case, draw, numeric_cases
-from esper.urabrask.proof import Proof, prove, stress_ratio
+from esper.urabrask.proof import Proof, prove
 
 
 def _n(node_id: str, op: Op, *inputs: str, **fields: Any) -> Node:
@@ -82,7 +82,8 @@ def test_an_honest_kernel_is_accepted(ir: BlueprintIR, causal: bool, dtype: str)
     proof = prove(reference_kernel(ir, site), ir, site)
     assert proof.accepted, proof.reason
     assert len(proof.cases) > 30
-    assert stress_ratio(proof, site) <= 2
+    stressed = [c.worst_ratio for c in proof.cases if "magnitude" in c.name]
+    assert stressed and max(stressed) <= 2
 
 
 def test_an_honest_kernel_that_computes_otherwise_is_accepted() -> None:
