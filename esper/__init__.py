@@ -12,6 +12,7 @@ from esper.version import __version__
 
 if TYPE_CHECKING:
     from esper import nn as nn
+    from esper.cli.bench import bench as bench
     from esper.kasmina.export import export as export
     from esper.kasmina.growth import growth_of as growth_of
     from esper.kasmina.growth import unwrap as unwrap
@@ -29,6 +30,7 @@ _LAZY = {
     "Session": "esper.tolaria.session:Session",
     "SlowTrack": "esper.slowtrack:SlowTrack",
     "Trainer": "esper.tolaria.trainer:Trainer",
+    "bench": "esper.cli.bench:bench",
     "export": "esper.kasmina.export:export",
     "accelerate": "esper.nn.accelerate:accelerate",
     "growth_of": "esper.kasmina.growth:growth_of",

@@ -1,8 +1,8 @@
 """The `esper` command.
 
-Exit codes: 0 done; 1 it ran and found something wrong (`doctor`, `simulate`), or a fault of
-esper's own, with a traceback; 2 wrong usage, configuration, data or library, with one message; 130
-interrupted by the user.
+Exit codes: 0 done; 1 it ran and found something wrong (`doctor`, `bench`, `simulate`), or a
+fault of esper's own, with a traceback; 2 wrong usage, configuration, data or library, with
+one message; 130 interrupted by the user.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from esper.errors import EsperError
+from esper.errors import ContractError, EsperError
 
 EXIT_CODES = """exit codes:
   0    done
-  1    doctor found something wrong, a promise of simulate was broken, or esper itself failed
-       (with a traceback)
+  1    doctor or bench found something wrong, a promise of simulate was broken, or esper
+       itself failed (with a traceback)
   2    wrong usage, configuration, data or library; one message says which
   130  interrupted
 """
@@ -70,6 +70,41 @@ def _simulate(options: argparse.Namespace) -> int:
     return run(path, Path(options.out) if options.out else Path("runs") / path.stem)
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from esper.cli import bench
+
+    console = Console()
+    if options.self_test:
+        return bench.self_test(console, options.self_test)
+    if not options.kernels:
+        raise ContractError("which kernels? give ids from `esper library ls`, or artifact files")
+    found = bench.bench(
+        options.kernels, library=options.library, folder=options.out, thorough=not options.quick,
+        tell=lambda line: console.print(line, highlight=False, markup=False),
+    )
+    console.print(found.page, found.data, sep="\n", highlight=False, soft_wrap=True)
+    return int(not all(r.accepted for r in found.reports))
+
+
+def _bench_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL",
+                        help="an id in the library, or the start of one, or an artifact file")
+    parser.add_argument("--library", metavar="FOLDER",
+                        default=os.environ.get("ESPER_LIBRARY", "library"),
+                        help="default: $ESPER_LIBRARY, else ./library")
+    parser.add_argument("--out", metavar="FOLDER", default="bench",
+                        help="where bench.html and bench.json go; default: ./bench")
+    parser.add_argument("--quick", action="store_true",
+                        help="two batch sizes and no torch.compile: ten seconds a kernel instead "
+                        "of minutes")
+    parser.add_argument("--self-test", type=int, nargs="?", const=100, metavar="RUNS",
+                        help="compare one thing with itself, 100 times by default, and print how "
+                        "often the bench calls that a difference")
+    parser.set_defaults(run=_bench)
+
+
 def _library_parser(parser: argparse.ArgumentParser) -> None:
     from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 
@@ -108,6 +143,8 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     doctor = commands.add_parser("doctor", help="what this machine has and what esper can do on it")
     doctor.set_defaults(run=_doctor)
+    _bench_parser(commands.add_parser(
+        "bench", help="prove and measure kernels; writes a page, and JSON for pytest-benchmark"))
     _library_parser(commands.add_parser("library", help="look at blueprints and kernels"))
     simulate = commands.add_parser(
         "simulate", help="replay a load against the queue policy and check what it promises")

@@ -165,6 +165,30 @@ class Risk(Contract):
     basis: str
 
 
+class CalibrationBin(Contract):
+    """Held-out reports whose predicted risk was near `predicted`, and the share that failed."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+class RiskCalibration(Contract):
+    """How predictions did on kernels that were held out, each fold in its turn.
+
+    Brier scores are mean squared errors of the predicted chance: lower is better. `base` is
+    that of always predicting the share of failures.
+    """
+
+    reports: int
+    kernels: int
+    failures: int
+    brier: float
+    rules_brier: float
+    base_brier: float
+    curve: tuple[CalibrationBin, ...]
+
+
 class ProofCase(Contract):
     """One input the kernel was checked on. `worst_ratio` is the largest, over out and every
     gradient, of the kernel's error against float64 over eager's own, to which half a floor of

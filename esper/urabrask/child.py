@@ -24,6 +24,8 @@ from esper.urabrask.plan import Plan
 _PR_SET_PDEATHSIG = 1
 # What the stage file says until the kernel is touched. A failure before that is not its fault.
 NOT_YET = "the start"
+# Foreign code is never unloaded: what it does then proves nothing.
+_OPENED: list[object] = []
 
 
 class Spec(Contract):
@@ -87,6 +89,8 @@ def _examine(spec: Spec) -> ValidationReport:
             seconds=clock() - start,
         )
 
+    _OPENED.append(opened)
+
     def stage(name: str) -> None:
         stage_file.write_text(name)
 
@@ -106,7 +110,7 @@ def main() -> None:
     whole, part = Path(spec.report), Path(spec.report + ".part")
     part.write_text(report.model_dump_json())
     part.rename(whole)
-    # Interpreter shutdown would unload foreign code; what it does then proves nothing.
+    # Nor is the interpreter shut down, which would unload it.
     sys.stdout.flush()
     os._exit(0)
 

@@ -132,7 +132,7 @@ def _measure(
     if wrong:
         return measured, f"while it was timed the kernel did not do its work: {wrong}"
     if objection := timed.objection or objection:
-        return measured, f"the clock: {objection}"
+        return measured, f"the measurement cannot be believed: {objection}"
     if changed := conduct.changed(settings, conduct.settings()):
         return measured, changed
     return measured, _over_budget(*peaks)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from esper.leyline.verdict import Hardware, Measurement, ValidationReport
+from esper.leyline.verdict import Hardware, Measurement, ValidationReport, outliers
 
 # Of the format, not of any installed package: the oldest pytest-benchmark of that layout.
 _FORMAT = "4.0.0"
 
 
 def to_benchmark_json(reports: Sequence[ValidationReport]) -> dict[str, Any]:
-    """All measurements of `reports`; kernel and eager of one shape form a group.
+    """All measurements of `reports`, raw samples too; the sides of one shape form a group.
 
     Write it with `json.dump` and compare with `pytest-benchmark compare FILE --group-by=group`.
-    Reports without measurements contribute nothing.
+    Reports without measurements contribute nothing. What pytest-benchmark has no place for is
+    in `extra_info`.
     """
     where = next((r.hardware for r in reports if r.hardware is not None), None)
     return {
@@ -33,7 +34,7 @@ def to_benchmark_json(reports: Sequence[ValidationReport]) -> dict[str, Any]:
             "branch": "(unknown)",
         },
         "benchmarks": [
-            entry for r in reports for m in r.measurements for entry in _pair(r.kernel_id, m)
+            entry for r in reports for m in r.measurements for entry in _entries(r, m)
         ],
         "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
         "version": _FORMAT,
@@ -55,22 +56,49 @@ def _machine(where: Hardware | None) -> dict[str, Any]:
     return machine
 
 
-def _pair(kernel_id: str, m: Measurement) -> list[dict[str, Any]]:
-    shape = f"batch={m.batch},space={m.space}"
-    sides = (("kernel", m.kernel_seconds), ("eager", m.eager_seconds))
+def _entries(report: ValidationReport, m: Measurement) -> list[dict[str, Any]]:
+    """The whole step of every side, then forward and backward from single calls."""
+    steps = {"kernel": m.kernel_seconds, "eager": m.eager_seconds, "compile": m.compiled_seconds}
+    whole = {
+        "speedup": m.speedup, "low": m.low, "high": m.high, "verdict": str(m.verdict),
+        "stopped": m.stopped, "note": m.note,
+        "peak_bytes": m.peak_bytes, "eager_peak_bytes": m.eager_peak_bytes,
+        "cost": None if m.cost is None else m.cost.model_dump(),
+        "accepted": report.accepted, "reason": report.reason,
+        "tags": {t.name: t.model_dump(mode="json") for t in report.tags},
+        "drift": [d.model_dump(mode="json") for d in report.drift],
+        "risk": None if report.risk is None else report.risk.model_dump(),
+        "roofline": None if report.roofline is None else report.roofline.model_dump(),
+    }
+    made = _group(report.kernel_id, m, "", steps, whole)
+    for name, part in (("forward", m.forward), ("backward", m.backward)):
+        if part is not None:
+            sides = {
+                "kernel": part.kernel.seconds, "eager": part.eager.seconds,
+                "compile": None if part.compiled is None else part.compiled.seconds,
+            }
+            ratio = {"speedup": part.speedup, "low": part.low, "high": part.high}
+            made += _group(report.kernel_id, m, f" {name}", sides, ratio)
+    return made
+
+
+def _group(
+    kernel_id: str,
+    m: Measurement,
+    part: str,
+    sides: Mapping[str, Sequence[float] | None],
+    extra: dict[str, Any],
+) -> list[dict[str, Any]]:
+    where = f"{kernel_id}-{m.batch}-{m.space}{part.replace(' ', '-')}"
     return [
         {
-            "group": f"{kernel_id}[{shape}]",
-            "name": f"{side}[{kernel_id}-{m.batch}-{m.space}]",
-            "fullname": f"urabrask::{side}[{kernel_id}-{m.batch}-{m.space}]",
+            "group": f"{kernel_id}[batch={m.batch},space={m.space}]{part}",
+            "name": f"{side}[{where}]",
+            "fullname": f"urabrask::{side}[{where}]",
             "params": {"batch": m.batch, "space": m.space, "side": side},
-            "param": f"{kernel_id}-{m.batch}-{m.space}",
-            "extra_info": {
-                "speedup": m.speedup,
-                "low": m.low,
-                "high": m.high,
-                "verdict": str(m.verdict),
-            },
+            "param": where,
+            # Indices into the samples: flagged, and among them all the same.
+            "extra_info": {**extra, "outliers": list(outliers(samples))},
             "options": {
                 "disable_gc": False,
                 "timer": "perf_counter",
@@ -81,7 +109,7 @@ def _pair(kernel_id: str, m: Measurement) -> list[dict[str, Any]]:
             },
             "stats": _stats(samples),
         }
-        for side, samples in sides
+        for side, samples in sides.items() if samples
     ]
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from esper.leyline.base import Contract
 from esper.leyline.command import FieldReport
 from esper.leyline.lifecycle import SeedState
-from esper.leyline.verdict import Risk
+from esper.leyline.verdict import CalibrationBin, Risk, RiskCalibration
 from esper.urabrask.tags import (
     Measured,
     memory_ratio,
@@ -53,11 +53,6 @@ def _size(m: Measured) -> float:
     return math.log2(max(1, parameter_count(m[0])) / m[0].signature.channels ** 2)
 
 
-def _noise(m: Measured) -> float | None:
-    widths = [(x.high - x.low) / x.speedup for x in m[1].measurements]
-    return max(widths, default=None)
-
-
 def _drift(m: Measured) -> float | None:
     own = [d for d in m[1].drift if d.dtype == m[0].signature.dtype and d.kernel and d.eager]
     return math.log2(own[0].kernel / own[0].eager) if own else None
@@ -69,7 +64,6 @@ FEATURES: Mapping[str, Callable[[Measured], float | None]] = {
     "slowness": _slowness,  # in doublings of eager's time
     "memory": _memory,  # in doublings of eager's peak
     "size": _size,  # in doublings of one dense layer
-    "noise": _noise,  # width of the widest interval of a speedup, relative
     "drift": _drift,  # in doublings of eager's drift
 }
 
@@ -83,30 +77,6 @@ class Term(Contract):
     scale: float = 1.0
 
 
-class Bin(Contract):
-    """Held-out reports whose predicted risk was near `predicted`, and the share that failed."""
-
-    predicted: float
-    observed: float
-    count: int
-
-
-class Calibration(Contract):
-    """How predictions did on kernels that were held out, each fold in its turn.
-
-    Brier scores are mean squared errors of the predicted chance: lower is better. `base` is
-    that of always predicting the share of failures.
-    """
-
-    reports: int
-    kernels: int
-    failures: int
-    brier: float
-    rules_brier: float
-    base_brier: float
-    curve: tuple[Bin, ...]
-
-
 class Model(Contract):
     """Coefficients in the log-odds of failure. `calibration` is of the fitted form, whether
     or not it was good enough to replace the rules; `fitted` says which these are."""
@@ -115,7 +85,7 @@ class Model(Contract):
     fitted: bool = False
     intercept: float
     terms: tuple[Term, ...]
-    calibration: Calibration | None = None
+    calibration: RiskCalibration | None = None
 
     @property
     def basis(self) -> str:
@@ -144,8 +114,8 @@ class Model(Contract):
 
 # By hand. An average kernel, as precise as eager, as fast, as large as a dense layer, is even
 # odds. Errors near the limit are the one sign of trouble that was measured directly, so they
-# weigh most; a slow or hungry kernel is culled sooner by a policy that counts its cost; a
-# large one has more to learn before it shows a gain; noise says that the rest is uncertain.
+# weigh most; a slow or hungry kernel is culled sooner by a policy that counts its cost; and a
+# large one has more to learn before it shows a gain.
 RULES = Model(
     intercept=0.0,
     terms=(
@@ -154,7 +124,6 @@ RULES = Model(
         Term(feature="slowness", weight=0.5),
         Term(feature="memory", weight=0.5),
         Term(feature="size", weight=0.25),
-        Term(feature="noise", weight=1.0, centre=0.05),
         Term(feature="drift", weight=0.5),
     ),
 )
@@ -194,13 +163,13 @@ def learn(reports: Sequence[FieldReport], kernels: Mapping[str, Measured]) -> Mo
         base[test] = failed[train].mean()
     by_rules = [RULES.score(kernels[k]).score for k in names]
     observed, predicted = calibration_curve(failed, held_out, n_bins=BINS, strategy="quantile")
-    calibration = Calibration(
+    calibration = RiskCalibration(
         reports=len(cases), kernels=len(set(names)), failures=int(failed.sum()),
         brier=float(brier_score_loss(failed, held_out)),
         rules_brier=float(brier_score_loss(failed, by_rules)),
         base_brier=float(brier_score_loss(failed, base)),
         curve=tuple(
-            Bin(predicted=float(p), observed=float(o), count=n)
+            CalibrationBin(predicted=float(p), observed=float(o), count=n)
             for p, o, n in zip(predicted, observed, _counts(held_out), strict=True)
         ),
     )
@@ -239,7 +208,7 @@ def _counts(predicted: npt.NDArray[np.float64]) -> list[int]:
     return [int(n) for n in counts if n]
 
 
-def _coefficients(fitted: Any, calibration: Calibration) -> Model:
+def _coefficients(fitted: Any, calibration: RiskCalibration) -> Model:
     """A fitted pipeline as plain figures. An absent feature is imputed with the mean, which is
     the centre, so it adds nothing there as it does here."""
     _, scaler, regression = (step for _, step in fitted.steps)

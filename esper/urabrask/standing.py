@@ -38,12 +38,14 @@ class Standing:
             signature=manifest.signature, status=KernelStatus.VALIDATED
         )
         peers = [(k.manifest, k.report) for k in validated if k.report is not None]
-        scored = self._current_model().score((manifest, report))
+        scored = self.model.score((manifest, report))
         return report.model_copy(
             update={"tags": tags(manifest, report, peers), "risk": scored}
         )
 
-    def _current_model(self) -> risk.Model:
+    @property
+    def model(self) -> risk.Model:
+        """The risk model as of the field reports there are now."""
         reports = self._library.reports()
         if len(reports) >= max(risk.MIN_REPORTS, self._seen * 1.1):
             self._seen = len(reports)
