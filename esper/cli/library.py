@@ -198,7 +198,12 @@ def _show_kernel(k: KernelRecord, console: Console) -> None:
          else Text(f"refused: {r.reason}", style="red")),
         ("proof", f"{passed} of {len(r.proof)} cases passed" if r.proof else "not made"),
         ("peak memory", "not measured" if r.peak_memory_bytes is None
-         else f"{r.peak_memory_bytes:,} bytes"),
+         else f"{r.peak_memory_bytes:,} bytes"
+         + ("" if r.eager_peak_memory_bytes is None
+            else f", eager {r.eager_peak_memory_bytes:,}")),
+        ("risk", "not known" if r.risk is None else f"{r.risk.score:.2f}, by {r.risk.basis}"),
+        ("drift", ", ".join(f"{d.dtype} {d.kernel:.2g} (eager {d.eager:.2g})" for d in r.drift)
+         or "not measured"),
         ("hardware", "not noted" if r.hardware is None else
          f"{r.hardware.cpu}, {r.hardware.isa}, {r.hardware.threads} of {r.hardware.cores} cores"),
     ]

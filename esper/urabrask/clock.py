@@ -70,12 +70,22 @@ witness: Callable[[], float] = (
 _PRECISE = witness is not _by_ticks
 
 
+def _both() -> tuple[float, float]:
+    """Both clocks at one moment: of three readings the one that was least interrupted."""
+    readings = []
+    for _ in range(3):
+        before, seen, after = clock(), witness(), clock()
+        readings.append((after - before, before, seen))
+    _, now, seen = min(readings)
+    return now, seen
+
+
 class Watch:
     """Compares the two clocks, sample by sample and over all of the time it is used."""
 
     def __init__(self, sides: int) -> None:
         self._ratios: list[list[float]] = [[] for _ in range(sides)]
-        self._started = clock(), witness()
+        self._started = _both()
 
     def add(self, side: int, seconds: float, seen: float) -> None:
         """A sample of `side` that took `seconds` by the clock and `seen` by the witness."""
@@ -90,7 +100,7 @@ class Watch:
         """
         if reason := replaced():
             return reason
-        passed, seen = clock() - self._started[0], witness() - self._started[1]
+        passed, seen = (b - a for a, b in zip(self._started, _both(), strict=True))
         if abs(passed - seen) > TOLERANCE * seen + 0.03:  # three ticks, where that is all there is
             return (
                 f"the clock disagrees with the system's: {passed:.3g} s passed by the one, "

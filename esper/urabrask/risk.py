@@ -145,9 +145,14 @@ def learn(reports: Sequence[FieldReport], kernels: Mapping[str, Measured]) -> Mo
     cases = usable(reports, kernels)
     failed = np.array([f for _, f in cases], dtype=bool)
     names = [k for k, _ in cases]
-    # Held out by kernel: what is asked is how a kernel will do that was never seen.
-    folds = min(FOLDS, len(set(names)))
-    if len(cases) < MIN_REPORTS or min(failed.sum(), (~failed).sum()) < MIN_EACH or folds < FOLDS:
+    # Held out by kernel: what is asked is how a kernel will do that was never seen. So kernels
+    # of both outcomes must be there for every fold.
+    outcomes = [{k for k, f in cases if f is bad} for bad in (True, False)]
+    if (
+        len(cases) < MIN_REPORTS
+        or min(failed.sum(), (~failed).sum()) < MIN_EACH
+        or min(map(len, outcomes)) < 2 * FOLDS
+    ):
         return RULES
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss
