@@ -21,7 +21,9 @@ from esper.urabrask.clock import Watch, clock, witness
 from esper.urabrask.sides import Side
 
 MARGIN = 0.05
-MIN_SAMPLE_SECONDS = 1e-3  # far above the clock's resolution and one scheduler tick's cost
+# Far above the clock's resolution, and short enough that beside a busy trainer most samples
+# are not interrupted: then the median does not see those that are.
+SAMPLE_SECONDS = 1e-3
 FEWEST_ROUNDS = 10  # however long they take: below that an interval means little
 MIN_ROUNDS = 20
 MAX_ROUNDS = 200  # raw samples are kept in the report, which others read again and again
@@ -74,14 +76,14 @@ def interval(
     return float(np.median(e) / np.median(k)), float(low), float(high)
 
 
-def _calibrate(call: Call, seconds: float) -> int:
-    """Calls per sample, so that one sample takes about `seconds`."""
+def _calibrate(call: Call) -> int:
+    """Calls per sample, so that one takes about `SAMPLE_SECONDS`."""
     times = []
-    for _ in range(5):
+    for _ in range(9):
         start = clock()
         call()
         times.append(clock() - start)
-    return max(1, min(100_000, round(seconds / max(statistics.median(times), 1e-9))))
+    return max(1, min(100_000, round(SAMPLE_SECONDS / max(statistics.median(times), 1e-9))))
 
 
 def compare(
@@ -101,9 +103,7 @@ def compare(
     before()
     for side in sides:
         side()
-    # Samples as long as lets the rounds fill the budget: longer ones are less noisy.
-    sample = max(MIN_SAMPLE_SECONDS, budget_seconds / (len(sides) * MAX_ROUNDS))
-    repeats = [_calibrate(side, sample) for side in sides]
+    repeats = [_calibrate(side) for side in sides]
     rng = np.random.default_rng(seed)
     samples: list[list[float]] = [[] for _ in sides]
     watch = Watch(len(sides))

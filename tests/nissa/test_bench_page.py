@@ -64,8 +64,9 @@ def test_a_page_shows_all_that_was_measured(whole: ValidationReport, tmp_path: P
 
 
 def test_a_page_needs_nothing_else(whole: ValidationReport, tmp_path: Path) -> None:
-    html = _page(tmp_path, whole)
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|<script""", html)
+    html = _page(tmp_path, whole, whole)
+    assert not re.search(r"""src\s*=|href\s*=\s*"[^#]|url\(|@import|<script""", html)
+    assert 'href="#kernel2"' in html and 'id="kernel2"' in html
 
 
 def test_an_old_report_and_a_refusal_say_what_is_missing(tmp_path: Path) -> None:
