@@ -1,4 +1,4 @@
-"""How fast validated kernels are, how long a verdict takes, and how often the bench errs.
+"""How fast validated kernels are, and how long a verdict takes.
 
 Every kernel is compiled STANDARD, proved and measured in processes of its own, on one thread,
 beside eager and beside torch.compile with static shapes in the same process; the three take
@@ -8,13 +8,12 @@ turns in a random order. All raw samples are in the JSON.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from esper.karn.templates import (
     attention,
@@ -30,7 +29,6 @@ from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.leyline.verdict import ValidationReport
 from esper.tezzeret.worker import Forge
-from esper.urabrask.bench import self_test
 from esper.urabrask.plan import QUICK, THOROUGH, Plan
 from esper.urabrask.reports import to_benchmark_json
 from esper.urabrask.service import Limits, examine_file
@@ -72,24 +70,6 @@ def _spread(ratios: list[float]) -> dict[str, float]:
     low, high = np.exp(np.percentile(means, [2.5, 97.5]))
     return {"ratio": float(np.exp(logs.mean())), "low": float(low), "high": float(high),
             "least": min(ratios), "most": max(ratios)}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_false_fast(benchmark: Any, one_thread: None) -> None:
-    """One thing against itself, two hundred times: every FAST is false."""
-    found = benchmark.pedantic(lambda: self_test(200), rounds=1)
-    benchmark.extra_info.update(
-        target="<= 5 % false FAST", runs=found.runs, false_fast=found.false_fast,
-        false_slow=found.false_slow, at_most=found.at_most, widest_interval=found.widest)
-    print(f"\nfalse FAST {found.false_fast} of {found.runs} (95 %: below {found.at_most:.3f}), "
-          f"false SLOW {found.false_slow}, widest interval {found.widest:.3f}")
 
 
 @pytest.mark.slow
