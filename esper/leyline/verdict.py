@@ -95,8 +95,8 @@ class Measurement(Contract):
 
     `speedup` is the median of eager over the median of the kernel, `low` and `high` its 95 %
     bootstrap interval. The raw samples are kept, in the order they were taken; each is a mean
-    over an inner loop. What follows `eager_seconds` is None where it was not measured, which
-    is so in reports of 0.1.0.
+    over an inner loop. What follows `eager_seconds` is None, or empty, where it was not
+    measured, which is so in older reports.
 
     `stopped` says why no more rounds were taken: "narrow" (the interval was), "rounds" or
     "time". `compiled_seconds` are of torch.compile with static shapes, in the same rounds.
@@ -111,7 +111,7 @@ class Measurement(Contract):
     verdict: SpeedVerdict
     kernel_seconds: tuple[float, ...]
     eager_seconds: tuple[float, ...]
-    compiled_seconds: tuple[float, ...] | None = None
+    compiled_seconds: tuple[float, ...] = ()
     stopped: str | None = None
     forward: Part | None = None
     backward: Part | None = None

@@ -120,7 +120,7 @@ def _measure(
         verdict=timed.verdict,
         kernel_seconds=timed.kernel,
         eager_seconds=timed.eager,
-        compiled_seconds=timed.others[0] if timed.others else None,
+        compiled_seconds=timed.others[0] if timed.others else (),
         stopped=timed.stopped,
         forward=forward,
         backward=backward,

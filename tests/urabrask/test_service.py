@@ -288,6 +288,8 @@ def test_a_real_kernel_is_validated(feature_artifact: Path, tmp_path: Path) -> N
     assert report is not None and len(report.measurements) == 2
     assert report.hardware is not None and report.hardware.threads == 1
     assert all(m.kernel_seconds and m.eager_seconds for m in report.measurements)
+    assert report.proof and report.risk is not None and report.roofline is not None
+    assert {d.dtype for d in report.drift} == {"float32", "bfloat16"}
     found = library.kernels(
         signature=record.manifest.signature,
         status=KernelStatus.VALIDATED,
