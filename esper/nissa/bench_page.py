@@ -187,7 +187,7 @@ def _row(m: Measurement, roof: Roofline | None, limit: float) -> dict[str, Any]:
         "throughput": short_number(m.samples_per_second),
         "peak": None if m.peak_bytes is None else short_number(m.peak_bytes),
         "eager_peak": None if m.eager_peak_bytes is None else short_number(m.eager_peak_bytes),
-        "share": None if share is None else f"{share:.1%}",
+        "share": None if share is None else f"{share:.0%}",
         "outliers": len(m.outliers), "rounds": len(m.kernel_seconds), "stopped": m.stopped,
         "eager_outliers": len(outliers(m.eager_seconds)),
     }

@@ -23,10 +23,10 @@ from esper.urabrask.sides import Side
 MARGIN = 0.05
 # Far above the clock's resolution, and short enough that beside a busy trainer most samples
 # are not interrupted: then the median does not see those that are.
-SAMPLE_SECONDS = 1e-3
+SAMPLE_SECONDS = 0.25e-3
 FEWEST_ROUNDS = 10  # however long they take: below that an interval means little
 MIN_ROUNDS = 20
-MAX_ROUNDS = 200  # raw samples are kept in the report, which others read again and again
+MAX_ROUNDS = 300  # raw samples are kept in the report, which others read again and again
 RESAMPLES = 2000
 NARROW = 0.02  # width of the interval over the ratio at which more rounds add nothing
 
