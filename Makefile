@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 # The two versions that are tested; later ones may do: make TORCH=torch ...
 TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info < (3, 12) else "torch==2.14.1")')
 STAMP := $(VENV)/.esper-installed
+PROTO := esper/leyline/proto/v1
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/cuda/*.*)
 
-.PHONY: setup demo test test-fast test-gpu sanitize lint bench cuda-resources clean
+.PHONY: setup demo test test-fast test-gpu sanitize lint bench cuda-resources proto clean
 
 setup: $(STAMP)
 
@@ -53,6 +54,14 @@ bench: setup
 # Registers, shared memory and spills of every CUDA kernel, as ptxas says. Needs nvcc, no GPU.
 cuda-resources: setup
 	$(BIN)/python -m tests.csrc.cuda_resources
+
+# The generated code is kept in the repository. Its generator is an old one on purpose: the
+# code runs with the protobuf of its generator and later ones, up to the next major.
+proto:
+	test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install -q --disable-pip-version-check "grpcio-tools==1.76.0" setuptools
+	.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTO)/*.proto
+	.venv-proto/bin/python -m grpc_tools.protoc -I. --grpc_python_out=. $(PROTO)/library.proto $(PROTO)/events.proto
 
 clean:
 	rm -rf $(VENV) build esper.egg-info esper/*.so

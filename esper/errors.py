@@ -59,6 +59,14 @@ class StaleClaim(LibraryError):
     """The lease behind a claim expired and the item may be somebody else's by now."""
 
 
+class Unreachable(LibraryError):
+    """The library's server did not answer in time. What was asked may have been done, or not."""
+
+
+class AccessDenied(LibraryError):
+    """The library's server asks for a token, or for one with another role."""
+
+
 class QueueFull(EsperError):
     """A queue refused an arrival because it is full of items of no lower priority."""
 

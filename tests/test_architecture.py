@@ -23,12 +23,14 @@ ROOMS = {
     "tolaria": {"leyline", "kasmina", "tamiyo"},
     "nissa": {"leyline", "oona"},
     "nn": {"leyline", "kasmina", "tezzeret", "urabrask", "urza.library", "triton_kernels"},
+    "rpc": {"leyline", "urza", "oona"},
     "doctor": {"kasmina.native", "_C"},
 }
 COMPOSITION = {"cli", "slowtrack", "__init__"}  # these put the rooms together
 FREE = {"errors", "version"}
 
-PACKAGE = sorted((ROOT / "esper").rglob("*.py"))
+GENERATED = ("_pb2.py", "_pb2_grpc.py")
+PACKAGE = sorted(p for p in (ROOT / "esper").rglob("*.py") if not p.name.endswith(GENERATED))
 
 
 def imported(path: Path) -> set[str]:

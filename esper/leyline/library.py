@@ -83,6 +83,31 @@ class QueueDepths(Contract):
     urza_storage: int
 
 
+class Lease(Contract):
+    """Who works on what: `item` is the id of a blueprint or a kernel. UTC seconds."""
+
+    item: str
+    signature: SiteSignature
+    worker: str
+    since: float
+    expires: float
+
+
+class Change(Contract):
+    """One change of status in an item's history. `before` is None where it came into being.
+
+    `sequence` grows from one change to the next, over all items of a library.
+    """
+
+    sequence: int
+    time: float
+    item: str
+    signature_id: str
+    before: str | None
+    after: str
+    reason: str
+
+
 @runtime_checkable
 class Library(Protocol):
     """Safe to call from several threads and processes. Every call is one transaction.
@@ -185,3 +210,40 @@ class Library(Protocol):
 
     def capacity(self) -> float:
         """The capacity factor of section 6.3.4, from the fullest queue: 1.0 down to 0.1."""
+
+
+class KeptLibrary(Library, Protocol):
+    """A library and what people and idle workers do with it besides.
+
+    Raises what `Library` raises.
+    """
+
+    def claim_recompilation(
+        self,
+        blueprint_id: str,
+        signature: SiteSignature,
+        worker: str,
+        lease_seconds: float,
+        pipeline: Pipeline | None = None,
+    ) -> BlueprintClaim | None:
+        """Lease a COMPILED blueprint to compile it anew, None where it is not COMPILED now.
+
+        A rejected or expired claim leaves it COMPILED. `pipeline` stands in the claim's
+        record only.
+        """
+
+    def leases(self) -> list[Lease]:
+        """Everything that is being worked on now, the longest held first."""
+
+    def changes(self, after: int | None = None, limit: int = 1000) -> list[Change]:
+        """At most `limit` changes after the one numbered `after`, oldest first; without
+        `after` the newest ones there are."""
+
+    def archive(self, blueprint_id: str, signature: SiteSignature, reason: str) -> None:
+        """Take a blueprint out for good; a claim on it becomes stale. Its kernels stay."""
+
+    def retire(self, kernel_id: str, reason: str) -> None:
+        """QUARANTINED -> RETIRED, for good."""
+
+    def close(self) -> None:
+        """Close connections; what is open elsewhere stays."""

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from esper.errors import ArtifactCorrupt, LibraryError, NotInLibrary
@@ -65,15 +66,57 @@ class BlobFolder:
         """
         self._check_size(len(content), "the content")
         digest = sha256(content)
+        if not self.holds(digest):
+            self._write(digest, [content])
+        return digest
+
+    def take(self, digest: str, chunks: Iterable[bytes]) -> Path:
+        """Store what arrives in pieces, hashed on the way; returns its read-only file.
+
+        Raises:
+            ArtifactCorrupt: another digest came out, or more than the cap came; nothing is kept.
+            LibraryError: the file system refused.
+        """
+        hashed, size = hashlib.sha256(), 0
+
+        def checked() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in chunks:
+                size += len(chunk)
+                self._check_size(size, f"what should be blob {digest}")
+                hashed.update(chunk)
+                yield chunk
+            if hashed.hexdigest() != digest:
+                raise ArtifactCorrupt(
+                    f"{size} bytes arrived with digest {hashed.hexdigest()}, expected {digest}; "
+                    "nothing was kept, try again"
+                )
+
+        self._write(digest, checked())
+        return self._path(digest)
+
+    def holds(self, digest: str) -> bool:
+        """Whether the blob is there and still has its digest: it is read and hashed."""
+        if not _DIGEST.fullmatch(digest) or not self._path(digest).exists():
+            return False
+        try:
+            return self._intact(self._path(digest), digest)
+        except OSError as e:
+            raise LibraryError(
+                f"blob {digest} below {self.root} cannot be read: {e}; check the disk and the "
+                "folder's permissions"
+            ) from e
+
+    def _write(self, digest: str, chunks: Iterable[bytes]) -> None:
+        """Durably, as one rename at the end; whatever goes wrong leaves nothing."""
         path = self._path(digest)
         try:
-            if path.exists() and self._intact(path, digest):
-                return digest
             # The name carries the writer's pid, so that leftovers of the dead can be told.
             temporary = self._temporary / f"{os.getpid()}-{uuid.uuid4().hex}"
             try:
                 with open(temporary, "xb") as file:
-                    file.write(content)
+                    for chunk in chunks:
+                        file.write(chunk)
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(temporary, 0o444)
@@ -86,10 +129,9 @@ class BlobFolder:
                 temporary.unlink(missing_ok=True)
         except OSError as e:
             raise LibraryError(
-                f"could not store {len(content)} bytes below {self.root}: {e}; free some space or "
-                "check the folder's permissions, then try again"
+                f"could not store blob {digest} below {self.root}: {e}; free some space or check "
+                "the folder's permissions, then try again"
             ) from e
-        return digest
 
     def path(self, digest: str) -> Path:
         """The read-only file of that digest; its content is not read here.

@@ -6,24 +6,12 @@ import json
 import sqlite3
 
 from esper.leyline.artifact import Manifest, Pipeline
-from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.events import Priority
-from esper.leyline.library import BlueprintRecord, KernelRecord
+from esper.leyline.library import BlueprintRecord, Change, KernelRecord, Lease
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
-
-
-class Change(Contract):
-    """One line of an item's history. `before` is None where the item came into being."""
-
-    time: float
-    item: str
-    signature_id: str
-    before: str | None
-    after: str
-    reason: str
 
 
 def blueprint_record(row: sqlite3.Row) -> BlueprintRecord:
@@ -61,10 +49,27 @@ def kernel_record(row: sqlite3.Row) -> KernelRecord:
 
 def change(row: sqlite3.Row) -> Change:
     return Change(
+        sequence=row["seq"],
         time=row["time"],
         item=row["item"],
         signature_id=row["signature_id"],
         before=row["before"],
         after=row["after"],
         reason=row["reason"],
+    )
+
+
+def lease(row: sqlite3.Row) -> Lease:
+    """The lease of a row that is being worked on, of blueprints or of kernels."""
+    of_kernel = "manifest" in row.keys()  # noqa: SIM118  a Row iterates over its values
+    if of_kernel:
+        signature = Manifest.model_validate_json(row["manifest"]).signature
+    else:
+        signature = SiteSignature.model_validate_json(row["signature"])
+    return Lease(
+        item=row["kernel_id" if of_kernel else "blueprint_id"],
+        signature=signature,
+        worker=row["worker"],
+        since=row["updated"],
+        expires=row["expires"],
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esper.errors import IllegalTransition, NotInLibrary
 from esper.leyline.command import FieldReport
-from esper.leyline.library import BlueprintRecord, KernelRecord, QueueDepths
+from esper.leyline.library import BlueprintRecord, Change, KernelRecord, Lease, QueueDepths
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.oona.breaker import CircuitBreaker
@@ -18,7 +18,7 @@ from esper.oona.queue import URZA_STORAGE
 from esper.urza import queues
 from esper.urza.blobs import BlobFolder
 from esper.urza.queues import BLUEPRINTS, KERNELS
-from esper.urza.records import Change, blueprint_record, change, kernel_record
+from esper.urza.records import blueprint_record, change, kernel_record, lease
 from esper.urza.store import Store
 
 
@@ -117,7 +117,31 @@ class Shelves:
             raise NotInLibrary(f"no blueprint or kernel {item_id!r} in {self.root}")
         return [change(r) for r in rows]
 
-    # How full it is
+    def changes(self, after: int | None = None, limit: int = 1000) -> list[Change]:
+        """See `KeptLibrary`."""
+        with self._store.read() as con:
+            if after is None:
+                rows = con.execute(
+                    "SELECT * FROM events ORDER BY seq DESC LIMIT ?", (limit,)
+                ).fetchall()[::-1]
+            else:
+                rows = con.execute(
+                    "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+                ).fetchall()
+        return [change(r) for r in rows]
+
+    # How full it is, and who works
+
+    def leases(self) -> list[Lease]:
+        """See `KeptLibrary`. One that is over and not swept yet is no longer among them."""
+        with self._store.read() as con:
+            rows = [
+                row for line in (BLUEPRINTS, KERNELS) for row in con.execute(
+                    f"SELECT * FROM {line.table} WHERE status = ? AND expires > ?",
+                    (line.working, self._clock()),
+                )
+            ]
+        return sorted((lease(r) for r in rows), key=lambda held: held.since)
 
     def depths(self) -> QueueDepths:
         """See `Library`. The first three count statuses as they stand; urza_storage counts the
