@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -238,17 +238,18 @@ class RemoteLibrary:
     def changes(self, after: int | None = None, limit: int = 1000) -> list[Change]:
         return self._list(Change, "ListChanges", pb.ListChangesRequest(after=after, limit=limit))
 
-    def watch(self, after: int | None = None) -> Iterator[Change]:
+    def watch(self, after: int | None = None) -> Generator[Change, None, None]:
         """Changes as they happen, for ever: those after `after`, by default from now on.
 
-        A server that went away is waited for, and no change is missed or repeated.
-
-        Raises:
-            Unreachable: the server was away for longer than a call's deadline.
+        A server that went away is waited for, and no change is missed or repeated. The
+        iterator raises Unreachable where it was away for longer than a call's deadline.
         """
         if after is None:
             newest = self.changes(limit=1)
             after = newest[-1].sequence if newest else 0
+        return self._watch(after)
+
+    def _watch(self, after: int) -> Generator[Change, None, None]:
         while True:
             try:
                 for message in self._stream("Watch", pb.WatchRequest(after=after), STREAM_SECONDS):
