@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from esper.kasmina.growth import wrap as wrap
     from esper.kasmina.sites import suggest_sites as suggest_sites
     from esper.nn.accelerate import accelerate as accelerate
+    from esper.rpc.address import open_library as open_library
     from esper.slowtrack import SlowTrack as SlowTrack
     from esper.tamiyo.heuristic import HeuristicPolicy as HeuristicPolicy
     from esper.tolaria.session import Session as Session
     from esper.tolaria.trainer import Trainer as Trainer
-    from esper.urza.library import LocalLibrary as open_library  # noqa: F401
 
 _LAZY = {
     "HeuristicPolicy": "esper.tamiyo.heuristic:HeuristicPolicy",
@@ -35,8 +35,7 @@ _LAZY = {
     "accelerate": "esper.nn.accelerate:accelerate",
     "growth_of": "esper.kasmina.growth:growth_of",
     "nn": "esper.nn:",  # the whole of it
-    # A folder that holds no library yet becomes one.
-    "open_library": "esper.urza.library:LocalLibrary",
+    "open_library": "esper.rpc.address:open_library",
     "suggest_sites": "esper.kasmina.sites:suggest_sites",
     "unwrap": "esper.kasmina.growth:unwrap",
     "wrap": "esper.kasmina.growth:wrap",

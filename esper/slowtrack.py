@@ -26,9 +26,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
+
+from esper.errors import ContractError
+from esper.leyline.library import Library
+from esper.rpc.address import is_address, open_library
 
 log = logging.getLogger("esper.slowtrack")
 
@@ -46,13 +50,16 @@ class SlowTrack:
     """Starts the services on entry and ends them on exit; a context manager.
 
     Args:
-        library: folder of the library; created where missing.
+        library: folder of the library, created where missing; or the address of an `esper
+            serve`, "unix:/path/to.sock" or "host:port".
         tezzeret: number of compile services; Karn and Urabrask run once each.
         priority: "idle" lets the trainer have every cycle it asks for. Where it keeps all
             cores busy, nothing is compiled then: leave a core to the slow track by
             `torch.set_num_threads`, or choose "normal" and share.
         pipeline: FAST, STANDARD or AGGRESSIVE for all new work; None lets Tezzeret choose.
-        log_file: where the services write; by default `slowtrack.log` in the library.
+        log_file: where the services write; by default `slowtrack.log` in the library's folder,
+            or in the working folder where the library is elsewhere.
+        token_file, tls_ca: for host:port, as in `esper.open_library`.
     """
 
     def __init__(
@@ -64,11 +71,16 @@ class SlowTrack:
         pipeline: str | None = None,
         seed: int = 0,
         log_file: str | Path | None = None,
+        token_file: str | Path | None = None,
+        tls_ca: str | Path | None = None,
     ) -> None:
-        self.library = Path(library)
+        elsewhere = is_address(library)
+        # Absolute, so that no folder's name can be taken for an address.
+        self.library = str(library) if elsewhere else str(Path(library).absolute())
         self._arguments = ["--tezzeret", str(tezzeret), "--priority", priority,
-                           "--seed", str(seed)] + (["--pipeline", pipeline] if pipeline else [])
-        self.log_file = Path(log_file) if log_file else self.library / "slowtrack.log"
+                           "--seed", str(seed), *_given(pipeline, token_file, tls_ca)]
+        home = Path() if elsewhere else Path(library)
+        self.log_file = Path(log_file) if log_file else home / "slowtrack.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,11 +89,10 @@ class SlowTrack:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> SlowTrack:
-        self.library.mkdir(parents=True, exist_ok=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "esper.slowtrack", "supervise", str(self.library),
+                [sys.executable, "-m", "esper.slowtrack", "supervise", self.library,
                  "--parent", str(os.getpid()), *self._arguments],
                 stdin=subprocess.PIPE, stdout=out, stderr=out,
             )
@@ -109,6 +120,13 @@ class SlowTrack:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def _given(
+    pipeline: str | None, token_file: str | Path | None, tls_ca: str | Path | None
+) -> list[str]:
+    given = (("--pipeline", pipeline), ("--token-file", token_file), ("--tls-ca", tls_ca))
+    return [word for name, value in given if value for word in (name, str(value))]
 
 
 def end_descendants(pid: int, grace: float = 1.0) -> None:
@@ -172,9 +190,8 @@ def _supervise(options: argparse.Namespace) -> None:
 
 def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "esper.slowtrack", "serve", options.library, name,
-                 "--seed", str(options.seed), "--parent", str(os.getpid())]
-    if options.pipeline:
-        arguments += ["--pipeline", options.pipeline]
+                 "--seed", str(options.seed), "--parent", str(os.getpid()),
+                 *_given(options.pipeline, options.token_file, options.tls_ca)]
     environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=environment)
 
@@ -186,25 +203,41 @@ def _serve(options: argparse.Namespace) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from esper.urza.library import LocalLibrary
+    library = open_library(options.library, token_file=options.token_file, tls_ca=options.tls_ca)
+    run_service(options.name.partition("-")[0], library, stop, name=options.name,
+                seed=options.seed, pipeline=options.pipeline,
+                risk_file=None if is_address(options.library)
+                else Path(options.library, "risk.json"))
 
-    library: Any = LocalLibrary(Path(options.library))
-    role = options.name.partition("-")[0]
-    if role == "karn":
-        from esper.karn import service as karn
 
-        karn.run(library, stop, seed=options.seed)
-    elif role == "tezzeret":
-        from esper.leyline.artifact import Pipeline
-        from esper.tezzeret import service as tezzeret
+def run_service(
+    role: str, library: Library, stop: threading.Event, *, name: str, seed: int = 0,
+    pipeline: str | None = None, risk_file: Path | None = None,
+) -> None:
+    """Be Karn, Tezzeret or Urabrask for `library` until `stop` is set.
 
-        pipeline = Pipeline(options.pipeline) if options.pipeline else None
-        tezzeret.run(library, stop, worker_name=options.name, pipeline=pipeline)
-    else:
-        from esper.urabrask import service as urabrask
+    Urabrask writes his risk model, once it is fitted, to `risk_file`.
 
-        urabrask.run(library, stop, worker_name=options.name,
-                     risk_file=Path(options.library) / "risk.json")
+    Raises:
+        CompileError: Tezzeret finds no working C++ compiler.
+    """
+    match role:
+        case "karn":
+            from esper.karn import service as karn
+
+            karn.run(library, stop, seed=seed, name=name)
+        case "tezzeret":
+            from esper.leyline.artifact import Pipeline
+            from esper.tezzeret import service as tezzeret
+
+            tezzeret.run(library, stop, worker_name=name,
+                         pipeline=Pipeline(pipeline) if pipeline else None)
+        case "urabrask":
+            from esper.urabrask import service as urabrask
+
+            urabrask.run(library, stop, worker_name=name, risk_file=risk_file)
+        case _:
+            raise ContractError(f"no service is called {role!r}; karn, tezzeret or urabrask")
 
 
 def main() -> None:
@@ -222,6 +255,8 @@ def main() -> None:
         command.add_argument("--parent", type=int, required=True)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--pipeline")
+        command.add_argument("--token-file")
+        command.add_argument("--tls-ca")
     serve.add_argument("name")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esper.errors import ConfigError
 from esper.leyline.artifact import Pipeline
+from esper.rpc.address import parse_address
 
 MAX_CONFIG_BYTES = 1 << 20
 M = TypeVar("M", bound=BaseModel)
@@ -115,7 +116,27 @@ class GrowthConfig(Section):
 
 
 class LibraryConfig(Section):
+    """`path` is a folder. `urza` is the address of an `esper serve` instead, with `token_file`
+    and `tls_ca` where that is host:port."""
+
     path: str = "library"
+    urza: str | None = None
+    token_file: str | None = None
+    tls_ca: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LibraryConfig:
+        if self.urza is not None and "path" in self.model_fields_set:
+            raise ValueError("give path or urza, not both")
+        if self.urza is not None:
+            parse_address(self.urza)
+        elif self.token_file is not None or self.tls_ca is not None:
+            raise ValueError("token_file and tls_ca go with urza")
+        return self
+
+    @property
+    def where(self) -> str | Path:
+        return Path(self.path) if self.urza is None else self.urza
 
 
 class SlowTrackConfig(Section):

@@ -1,11 +1,10 @@
-"""`esper library ls` and `esper library show`: what Urza holds, for people."""
+"""`esper library ls`, `query` and `show`: what Urza holds, for people."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -26,23 +25,6 @@ _STYLES = {
 }
 
 
-def open_library(path: str | Path) -> Library:
-    """The library in a folder that is there already; looking must not create one.
-
-    Raises:
-        NotInLibrary: the folder holds no library.
-    """
-    from esper.urza.library import LocalLibrary
-
-    path = Path(path)
-    if not (path / "library.db").is_file():
-        raise NotInLibrary(
-            f"there is no library in {path} (no library.db); give its folder with --library, "
-            "or make one by training: esper train examples/digits.yaml"
-        )
-    return LocalLibrary(path)
-
-
 def _fits(wanted: str, signature: SiteSignature) -> bool:
     """`wanted` is the start of a signature's id, or words of its text: "map[8] float32"."""
     shown = str(signature).split()
@@ -51,11 +33,11 @@ def _fits(wanted: str, signature: SiteSignature) -> bool:
     )
 
 
-def _status(value: str) -> Text:
+def styled_status(value: str) -> Text:
     return Text(value, style=_STYLES.get(value, "yellow"))
 
 
-def _age(then: float) -> str:
+def age(then: float) -> str:
     seconds = max(0.0, time.time() - then)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -63,7 +45,7 @@ def _age(then: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _short(identifier: str) -> str:
+def short(identifier: str) -> str:
     return identifier[:14]
 
 
@@ -81,9 +63,13 @@ def list_library(
         _list_blueprints(library, console, signature, status)
         return
     wanted = KernelStatus(status) if status is not None else None
-    names = {b.blueprint_id: b.ir.name for b in library.blueprints()}
     found = [k for k in library.kernels(status=wanted, tags=[tag] if tag else ())
              if signature is None or _fits(signature, k.manifest.signature)]
+    _table(found, library, console)
+
+
+def _table(found: Sequence[KernelRecord], library: Library, console: Console) -> None:
+    names = {b.blueprint_id: b.ir.name for b in library.blueprints()}
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("kernel", "blueprint", "site", "pipeline", "status"):
         table.add_column(heading, no_wrap=True)
@@ -93,11 +79,11 @@ def list_library(
     for k in found:
         speedup = k.report.speedup if k.report is not None else None
         table.add_row(
-            _short(k.kernel_id), names.get(k.blueprint_id) or _short(k.blueprint_id),
-            str(k.manifest.signature), k.manifest.pipeline, _status(k.status),
+            short(k.kernel_id), names.get(k.blueprint_id) or short(k.blueprint_id),
+            str(k.manifest.signature), k.manifest.pipeline, styled_status(k.status),
             "-" if speedup is None else f"{speedup:.2f}",
             ", ".join(t.name for t in k.report.tags) if k.report is not None else "-",
-            _age(k.created),
+            age(k.created),
         )
     console.print(table if found else "no kernel matches")
     if found:
@@ -117,8 +103,8 @@ def _list_blueprints(
     table.add_column("interest", justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
     for b in found:
-        table.add_row(_short(b.blueprint_id), b.ir.name or "-", str(b.signature), b.author,
-                      _status(b.status), f"{b.interest:.2f}", _first_line(b.reason))
+        table.add_row(short(b.blueprint_id), b.ir.name or "-", str(b.signature), b.author,
+                      styled_status(b.status), f"{b.interest:.2f}", _first_line(b.reason))
     console.print(table if found else "no blueprint matches")
 
 
@@ -139,34 +125,57 @@ def _one(kind: str, wanted: str, records: Sequence[Record], ids: Sequence[str]) 
     return next(iter(by_id.values()), None)
 
 
-def show(library: Library, console: Console, wanted: str, as_json: bool = False) -> None:
-    """Print all that is known of one kernel or blueprint, by its id or a start of it.
+def find(library: Library, wanted: str) -> KernelRecord | BlueprintRecord:
+    """The kernel, or else the blueprint, whose id is or starts with `wanted`.
 
     Raises:
         NotInLibrary: no id starts so, or several do.
     """
     kernels = library.kernels()
     kernel = _one("kernel", wanted, kernels, [k.kernel_id for k in kernels])
+    if kernel is not None:
+        return kernel
     blueprints = library.blueprints()
-    blueprint = None
-    if kernel is None:
-        blueprint = _one("blueprint", wanted, blueprints, [b.blueprint_id for b in blueprints])
-    record = kernel or blueprint
-    if record is None:
+    blueprint = _one("blueprint", wanted, blueprints, [b.blueprint_id for b in blueprints])
+    if blueprint is None:
         raise NotInLibrary(
             f"no kernel or blueprint has an id that starts with {wanted!r}; the library holds "
             f"{len(kernels)} kernels and {len(blueprints)} blueprints, see: esper library ls"
         )
+    return blueprint
+
+
+def show(library: Library, console: Console, wanted: str, as_json: bool = False) -> None:
+    """Print all that is known of one kernel or blueprint, by its id or a start of it.
+
+    Raises:
+        NotInLibrary: no id starts so, or several do.
+    """
+    record = find(library, wanted)
     if as_json:
         print(json.dumps(record.model_dump(mode="json"), indent=2))
-    elif kernel is not None:
-        _show_kernel(kernel, console)
-        made_from = [b for b in blueprints if b.blueprint_id == kernel.blueprint_id]
+    elif isinstance(record, KernelRecord):
+        _show_kernel(record, console)
+        made_from = [b for b in library.blueprints() if b.blueprint_id == record.blueprint_id]
         if made_from:
             console.print()
             _show_blueprint(made_from[0], console)
-    elif blueprint is not None:
-        _show_blueprint(blueprint, console)
+    else:
+        _show_blueprint(record, console)
+
+
+def query(
+    library: Library, console: Console, tags: Sequence[str], signature: str | None, as_json: bool
+) -> None:
+    """Print the VALIDATED kernels that have every tag, the fastest first: what a run could
+    choose from. Kernels that were not measured come last."""
+    found = [k for k in library.kernels(status=KernelStatus.VALIDATED, tags=tags)
+             if signature is None or _fits(signature, k.manifest.signature)]
+    found.sort(key=lambda k: -((k.report and k.report.speedup) or 0.0))
+    if as_json:
+        print(json.dumps([k.model_dump(mode="json") for k in found], indent=2))
+    else:
+        _table(found, library, console)
 
 
 def _facts(console: Console, facts: Sequence[tuple[str, str | Text]]) -> None:
@@ -181,7 +190,7 @@ def _facts(console: Console, facts: Sequence[tuple[str, str | Text]]) -> None:
 def _show_kernel(k: KernelRecord, console: Console) -> None:
     m, r = k.manifest, k.report
     facts: list[tuple[str, str | Text]] = [
-        ("kernel", k.kernel_id), ("status", _status(k.status)), ("reason", k.reason or "-"),
+        ("kernel", k.kernel_id), ("status", styled_status(k.status)), ("reason", k.reason or "-"),
         ("blueprint", k.blueprint_id), ("site", str(m.signature)), ("pipeline", m.pipeline),
         ("built for", f"torch {m.toolchain.torch}, {m.toolchain.isa}, {m.toolchain.compiler}"),
         ("compiled in", f"{m.compile_seconds:.1f} s"),
@@ -235,7 +244,7 @@ def _micro(seconds: Sequence[float]) -> str:
 def _show_blueprint(b: BlueprintRecord, console: Console) -> None:
     _facts(console, [
         ("blueprint", b.blueprint_id), ("name", b.ir.name or "-"), ("site", str(b.signature)),
-        ("status", _status(b.status)), ("reason", b.reason or "-"), ("author", b.author),
+        ("status", styled_status(b.status)), ("reason", b.reason or "-"), ("author", b.author),
         ("interest", f"{b.interest:.2f}, priority {b.priority.name}"),
         ("parents", ", ".join(b.parents) or "none"),
     ])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,31 +13,29 @@ import torch
 from torch import nn
 
 import esper
-from esper.cli.config import OptimizerConfig, RunConfig
+from esper.cli.config import LibraryConfig, OptimizerConfig, RunConfig
 from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
 from esper.cli.factory import build_model
 from esper.cli.live import LiveView, SiteLine, Snapshot
-from esper.errors import CompileError
+from esper.errors import CompileError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import Command, Transition
 from esper.leyline.events import Event
-from esper.leyline.library import Library, QueueDepths
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.verdict import Hardware
 from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder
 from esper.nissa.report import headline, write_report
 from esper.oona.bus import Bus
 from esper.oona.capacity import CapacityWatch
+from esper.rpc.address import open_library
 from esper.slowtrack import SlowTrack
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tezzeret.toolchain import toolchain
 from esper.tolaria.measure import host_flops, seed_flops
 from esper.tolaria.session import EpochSummary, Session
 from esper.tolaria.trainer import Trainer
-from esper.urza.library import LocalLibrary
 
-log = logging.getLogger(__name__)
 EVAL_BATCH = 512
 
 
@@ -78,7 +75,6 @@ class _Recorder:
     view: LiveView
     run_log: RunLog | None = None
     growth: Growth | None = None
-    library: Library | None = None
     session: Session | None = None
     rows: list[EpochRow] = field(default_factory=list)
     decisions: list[str] = field(default_factory=list)
@@ -117,7 +113,9 @@ class _Recorder:
 
     def epoch(self, epoch: int, summary: EpochSummary | None, train_loss: float) -> None:
         eval_loss, accuracy = evaluate(self.model, Batches(self.data.eval, EVAL_BATCH))
-        depths = self._depths()
+        # As last polled: a library on a network must not be waited for here.
+        catalog = self.session.catalog if self.session is not None else None
+        depths = catalog.depths if catalog is not None else None
         steps = len(Batches(self.data.train, self.config.data.batch_size)) * epoch
         row = EpochRow(
             epoch=epoch, step=steps, train_loss=train_loss if train_loss == train_loss else None,
@@ -126,7 +124,7 @@ class _Recorder:
             flops_per_sample=self._flops(), seconds=time.monotonic() - self.started,
             active_sites=tuple(s.name for s in self.growth.sites.values() if s.seed is not None)
             if self.growth else (),
-            depths=depths, capacity=self.session.catalog.capacity if self.session else None,
+            depths=depths, capacity=catalog.capacity if catalog is not None else None,
         )
         self.rows.append(row)
         if self.run_log is not None:
@@ -139,15 +137,6 @@ class _Recorder:
             decisions=tuple(self.decisions[-6:]), elapsed=row.seconds,
         ))
 
-    def _depths(self) -> QueueDepths | None:
-        if self.library is None:
-            return None
-        try:
-            return self.library.depths()
-        except Exception:  # a library in trouble is no reason to stop training
-            log.warning("queue depths are not known", exc_info=True)
-            return None
-
 
 def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
     """The host, with the same weights and the same random state after it every time."""
@@ -157,13 +146,19 @@ def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
     return model
 
 
-def _wait_for_a_kernel(session: Session, seconds: float, view: LiveView, log_file: Path) -> None:
+def _wait_for_a_kernel(
+    session: Session, seconds: float, view: LiveView, log_file: Path, place: LibraryConfig
+) -> None:
     """Give a new library the time to prove its first kernel; an old one is ready at once."""
     if not seconds or session.catalog.kernels:
         return
     outlook = f"no kernel is ready after {seconds:.0f} s; what the services do is in {log_file}"
     try:
-        toolchain()
+        if place.urza is None:
+            toolchain()
+        else:  # kernels are compiled wherever its workers are
+            outlook = (f"no kernel is ready after {seconds:.0f} s; what works for the library: "
+                       f"esper status --urza {place.urza}")
         view.say(f"waiting for a first kernel to be proved, at most {seconds:.0f} s")
     except CompileError as e:
         outlook = f"no kernel is there for this model, and none can be compiled here: {e}"
@@ -186,14 +181,15 @@ def _train_grown(
     growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
     growth.embargo_epochs, growth.seed = config.growth.embargo_epochs, config.seed
     run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
-    library = LocalLibrary(Path(config.library.path))
+    place = config.library
+    library = open_library(place.where, token_file=place.token_file, tls_ca=place.tls_ca)
     with ExitStack() as stack:
         services_log = run_log.folder / "slowtrack.log"
         if config.slow_track.enabled:
             stack.enter_context(SlowTrack(
-                config.library.path, tezzeret=config.slow_track.workers, seed=config.seed,
+                place.where, tezzeret=config.slow_track.workers, seed=config.seed,
                 priority=config.slow_track.priority, pipeline=config.slow_track.pipeline,
-                log_file=services_log))
+                log_file=services_log, token_file=place.token_file, tls_ca=place.tls_ca))
         bus = Bus()
         stack.callback(bus.close)
         bus.subscribe(None, run_log.observe)
@@ -207,23 +203,27 @@ def _train_grown(
                 run_log.observe(record)
 
         recorder = _Recorder(config, "growing", model, data, host_flops(model, data.example),
-                             view, run_log, growth, library)
+                             view, run_log, growth)
         session = stack.enter_context(Session(
             model, optimizer, loss_fn=cross_entropy,
             holdout=list(Batches(data.holdout, EVAL_BATCH)), library=library,
             policy=_policy(config), lr_scale=config.growth.lr_scale,
             observers=[observe, recorder.observe]))
         recorder.session = session
-        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log)
+        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log, place)
         recorder.started = time.monotonic()
         batches = Batches(data.train, config.data.batch_size, seed=config.seed)
         trainer = Trainer(model, optimizer, cross_entropy, batches, session)
         trainer.fit(config.train.epochs, recorder.epoch)
         run_log.steps(trainer.step_seconds, session.growth_steps)
         signatures = {s.found.signature for s in growth.sites.values()}
-        run_log.kernels(
-            [k for s in signatures for k in library.kernels(signature=s)],
-            [b for s in signatures for b in library.blueprints(s)])
+        try:
+            kernels = [k for s in signatures for k in library.kernels(signature=s)]
+            blueprints = [b for s in signatures for b in library.blueprints(s)]
+        except LibraryError as e:  # the run is done, and its report does not hang on this
+            view.say(f"the report shows the kernels last seen, and no blueprints: {e}")
+            kernels, blueprints = list(session.catalog.kernels), []
+        run_log.kernels(kernels, blueprints)
     return recorder
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from esper.errors import LibraryError, Unreachable
+from esper.errors import AccessDenied, EsperError, LibraryError, Unreachable
 from esper.leyline.artifact import Pipeline
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
@@ -57,6 +57,8 @@ class RemoteLibrary:
         access: the token and authorities for host:port.
         cache: folder in which fetched artifacts are kept, by digest; it may be emptied at any
             time. By default `esper/artifacts` in the user's cache.
+        on_denied: called with each AccessDenied before it is raised: a service that tries
+            again after every error can be ended by it.
 
     Every method raises besides:
         Unreachable: the server did not answer within the deadline.
@@ -64,12 +66,17 @@ class RemoteLibrary:
     """
 
     def __init__(
-        self, address: str, access: Access | None = None, *, cache: Path | None = None
+        self,
+        address: str,
+        access: Access | None = None,
+        *,
+        cache: Path | None = None,
+        on_denied: Callable[[AccessDenied], None] = lambda error: None,
     ) -> None:
         self.address = parse_address(address)
         self._channel = connect(self.address, access or Access())
         self._stub = LibraryServiceStub(self._channel)
-        self._pid = os.getpid()
+        self._pid, self.on_denied = os.getpid(), on_denied
         folder = cache or _default_cache()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,13 +109,19 @@ class RemoteLibrary:
         method: Callable[..., Any] = getattr(self._stub, name)
         return method
 
+    def _error(self, call: grpc.RpcError) -> EsperError:
+        error = error_of(call, self.address)
+        if isinstance(error, AccessDenied):
+            self.on_denied(error)
+        return error
+
     def _ask(
         self, name: str, request: Any, seconds: float = CALL_SECONDS, wait: bool = True
     ) -> Any:
         try:
             return self._method(name)(request, timeout=seconds, wait_for_ready=wait)
         except grpc.RpcError as e:
-            raise error_of(e, self.address) from e
+            raise self._error(e) from e
 
     def _stream(self, name: str, request: Any, seconds: float = CALL_SECONDS) -> Iterator[Any]:
         """The messages of an answer; leaving the iterator early ends the call."""
@@ -116,7 +129,7 @@ class RemoteLibrary:
         try:
             yield from call
         except grpc.RpcError as e:
-            raise error_of(e, self.address) from e
+            raise self._error(e) from e
         finally:
             call.cancel()
 

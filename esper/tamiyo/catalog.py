@@ -48,7 +48,8 @@ class CatalogWatch:
             if self._runs_here(k)
         ]
         self.current = Catalog(
-            tuple(kernels), tuple(self._library.reports()), self._library.capacity()
+            tuple(kernels), tuple(self._library.reports()), self._library.capacity(),
+            self._library.depths(),
         )
         return self.current
 

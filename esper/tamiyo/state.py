@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from esper.leyline.command import Command, FieldReport
-from esper.leyline.library import KernelRecord
+from esper.leyline.library import KernelRecord, QueueDepths
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.signature import SiteSignature
 
@@ -47,11 +47,13 @@ class SystemState:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What the library had when it was last looked at. `capacity` is 1.0 when unloaded."""
+    """What the library had when it was last looked at. `capacity` is 1.0 when unloaded;
+    `depths` is None where it never answered."""
 
     kernels: tuple[KernelRecord, ...] = ()
     reports: tuple[FieldReport, ...] = ()
     capacity: float = 1.0
+    depths: QueueDepths | None = None
 
 
 @dataclass(frozen=True)
