@@ -153,6 +153,17 @@ def _triton() -> Check:
         return Check("triton", "installed, version not known", True)
 
 
+def _grpc() -> Check:
+    """What `esper serve` and its clients stand on."""
+    try:
+        import google.protobuf
+        import grpc
+    except ImportError as e:
+        return Check("grpc", f"cannot be imported: {e}", False,
+                     "install grpcio and protobuf: without them a library is served to nobody")
+    return Check("grpc", f"{grpc.__version__}, protobuf {google.protobuf.__version__}", True)
+
+
 def _idle() -> Check:
     """Whether a process may put itself at idle priority, tried out in a child."""
     hint = "the slow track will compete with training; give it cores of its own (taskset)"
@@ -181,7 +192,7 @@ def _cores() -> Check:
 
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
-    _python, _torch, _cuda, _nvcc, _compiler, _isa, _extension, _triton, _idle, _cores,
+    _python, _torch, _cuda, _nvcc, _compiler, _isa, _extension, _triton, _grpc, _idle, _cores,
 )
 
 

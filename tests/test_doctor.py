@@ -27,7 +27,7 @@ def test_everything_is_looked_at() -> None:
     checks = doctor.collect()
     assert [check.name for check in checks] == [
         "python", "torch", "cuda", "nvcc", "compiler", "isa", "extension", "triton",
-        "idle priority", "cores",
+        "grpc", "idle priority", "cores",
     ]
     assert sys.executable in find(checks, "python").found
     assert find(checks, "torch").ok
@@ -98,6 +98,11 @@ def test_answers_with_a_torch_that_does_not_load(tmp_path: Path) -> None:
     check = find(child(f"import sys; sys.path.insert(0, {str(tmp_path)!r})"), "torch")
     assert check.ok is False
     assert "libtorch.so: gone" in check.found
+
+
+def test_answers_without_grpc() -> None:
+    check = find(child("import sys; sys.modules['grpc'] = None"), "grpc")
+    assert check.ok is False and "grpcio" in check.hint
 
 
 def test_a_tool_that_is_not_there(tmp_path: Path) -> None:

@@ -32,10 +32,8 @@ def answers(method: F) -> F:
         except EsperError as e:
             abort(context, e)
         except grpc.RpcError:
-            pass  # the caller went away; there is nobody to answer
+            raise  # from reading what the caller sends: he went away, and gRPC knows
         except Exception:
-            if not context.is_active():
-                return  # raised by what the end of the call broke, or by `abort` itself
             log.exception("unforeseen in %s", method.__name__)
             abort(context, LibraryError(f"{method.__name__} failed; the server's log says why"))
 

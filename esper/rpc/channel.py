@@ -18,7 +18,9 @@ CALL_SECONDS = 10.0
 TRANSFER_SECONDS = 600.0
 STREAM_SECONDS = 3600.0  # of watching and subscribing, which begin again by themselves
 CHUNK_BYTES = 1 << 20
-MAX_MESSAGE_BYTES = 4 << 20  # refused before it is parsed
+LIST_SECONDS = 60.0
+# Refused before they are parsed. A record may hold a report that came as a request, and more.
+MAX_REQUEST_BYTES, MAX_ANSWER_BYTES = 4 << 20, 16 << 20
 MAX_SECRET_BYTES = 1 << 20
 MAX_TOKEN = 4096
 _KEEPALIVE_MS = 30_000
@@ -50,9 +52,7 @@ def _service_config() -> str:
     return json.dumps({"methodConfig": [{"name": retried(), "retryPolicy": policy}]})
 
 
-OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+OPTIONS: tuple[tuple[str, Any], ...] = (  # of both sides
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -66,6 +66,8 @@ def connect(address: Address, access: Access) -> grpc.Channel:
     """
     options = [
         *OPTIONS,
+        ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.service_config", _service_config()),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,14 @@ from esper.leyline.proto.wire import enum_to_wire, to_contract, to_wire
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
 from esper.rpc.address import Access, parse_address
-from esper.rpc.channel import CALL_SECONDS, CHUNK_BYTES, STREAM_SECONDS, TRANSFER_SECONDS, connect
+from esper.rpc.channel import (
+    CALL_SECONDS,
+    CHUNK_BYTES,
+    LIST_SECONDS,
+    STREAM_SECONDS,
+    TRANSFER_SECONDS,
+    connect,
+)
 from esper.rpc.failures import error_of
 from esper.urza.blobs import BlobFolder
 
@@ -123,7 +131,7 @@ class RemoteLibrary:
         except grpc.RpcError as e:
             raise self._error(e) from e
 
-    def _stream(self, name: str, request: Any, seconds: float = CALL_SECONDS) -> Iterator[Any]:
+    def _stream(self, name: str, request: Any, seconds: float = LIST_SECONDS) -> Iterator[Any]:
         """The messages of an answer; leaving the iterator early ends the call."""
         call = self._method(name)(request, timeout=seconds, wait_for_ready=True)
         try:
@@ -264,13 +272,12 @@ class RemoteLibrary:
 
     def _watch(self, after: int) -> Generator[Change, None, None]:
         while True:
-            try:
+            self.capacity()  # waits for the server, and says so where it does not come back
+            with suppress(Unreachable):
                 for message in self._stream("Watch", pb.WatchRequest(after=after), STREAM_SECONDS):
                     change = to_contract(Change, message)
                     yield change
                     after = change.sequence
-            except Unreachable:
-                self.capacity()  # waits for the server, and says so where it does not come back
 
     # From the field
 

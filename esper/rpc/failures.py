@@ -12,8 +12,9 @@ from esper.errors import EsperError
 from esper.leyline.proto.v1.contracts_pb2 import Failure
 
 TRAILER = "esper-failure-bin"
-# Headers are capped at 8 KiB by default, and text beyond ASCII triples in `details`.
-_MAX_DETAILS, _MAX_MESSAGE = 600, 3000
+# Bytes. Headers are capped at 8 KiB by default; `details` may triple there, a trailer grows by
+# a third.
+_MAX_DETAILS, _MAX_MESSAGE = 600, 3600
 
 _CLASSES: dict[str, type[EsperError]] = {
     name: kind for name, kind in vars(errors).items()
@@ -39,11 +40,15 @@ def abort(context: grpc.ServicerContext, error: EsperError) -> NoReturn:
     code = next((c for kind, c in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
     message = str(error)
     failure = Failure(
-        error=type(error).__name__, message=message[:_MAX_MESSAGE],
+        error=type(error).__name__, message=_clipped(message, _MAX_MESSAGE),
         node=getattr(error, "node", None),
     )
     context.set_trailing_metadata(((TRAILER, failure.SerializeToString()),))
-    context.abort(code, message[:_MAX_DETAILS])
+    context.abort(code, _clipped(message, _MAX_DETAILS))
+
+
+def _clipped(text: str, size: int) -> str:
+    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def error_of(call: Any, server: object) -> EsperError:

@@ -25,6 +25,7 @@ from esper.urza.blobs import MAX_BLOB_BYTES
 
 WATCH_SECONDS = 0.2  # between looks; another process may write the same library
 MAX_UPLOADS = 4  # at a time, for each is held in memory until it is whole
+UPLOAD_WAIT_SECONDS = 5.0  # for one of them; the thread that waits is not there for heartbeats
 MAX_CHANGES = 10_000  # per answer
 
 
@@ -97,7 +98,7 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
 
     @answers
     def CompleteBlueprint(self, request: Any, context: Any) -> Any:
-        if not self._uploads.acquire(timeout=min(60.0, context.time_remaining() or 60.0)):
+        if not self._uploads.acquire(timeout=UPLOAD_WAIT_SECONDS):
             raise QueueFull(f"{MAX_UPLOADS} artifacts are being uploaded; try again soon")
         try:
             claim, artifact = _received(request)

@@ -19,7 +19,7 @@ from esper.leyline.proto.v1 import events_pb2_grpc, library_pb2_grpc
 from esper.oona.bus import Bus
 from esper.rpc.address import Address
 from esper.rpc.answering import MAX_STREAMS, Streams
-from esper.rpc.channel import OPTIONS, read_secret
+from esper.rpc.channel import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, OPTIONS, read_secret
 from esper.rpc.event_service import EventServicer
 from esper.rpc.library_service import LibraryServicer
 from esper.rpc.roles import Guard, Tokens
@@ -46,6 +46,7 @@ class Server:
     On a network every call needs TLS and a token with a role for its method.
 
     Args:
+        bus: where published events go; by default one of the server's own.
         address: port 0 takes a free one; `address` says which, after `start`.
 
     Raises:
@@ -69,6 +70,7 @@ class Server:
             raise ConfigError(f"{address} is a unix socket: TLS and tokens are for host:port only")
         self.address = address
         self._streams = Streams()
+        self._bus, self._owns_bus = bus or Bus(), bus is None
         guard: list[grpc.ServerInterceptor] = []
         if network is not None:
             guard.append(Guard(Tokens.load(network.tokens)))
@@ -78,6 +80,8 @@ class Server:
             maximum_concurrent_rpcs=_CALLS + MAX_STREAMS + _QUEUED,
             options=[
                 *OPTIONS,
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+                ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
                 ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a share
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -90,7 +94,7 @@ class Server:
         library_pb2_grpc.add_LibraryServiceServicer_to_server(
             LibraryServicer(library, self._streams), self._server)
         events_pb2_grpc.add_EventServiceServicer_to_server(
-            EventServicer(bus if bus is not None else Bus(), self._streams), self._server)
+            EventServicer(self._bus, self._streams), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -136,6 +140,8 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._streams.stopping.set()
         self._server.stop(grace).wait()
+        if self._owns_bus:
+            self._bus.close(timeout=0.0)
         if self.address.socket is not None:
             self.address.socket.unlink(missing_ok=True)
 

@@ -169,7 +169,7 @@ class _Blind:
 
 
 def test_a_message_too_large_is_refused_before_it_is_parsed(remote: RemoteLibrary) -> None:
-    large = "x" * (channel.MAX_MESSAGE_BYTES + 1)
+    large = "x" * (channel.MAX_REQUEST_BYTES + 1)
     with grpc.insecure_channel(str(remote.address)) as plain:  # one without a cap of its own
         call = plain.unary_unary("/esper.v1.LibraryService/GetKernel",
                                  request_serializer=pb.GetKernelRequest.SerializeToString)
