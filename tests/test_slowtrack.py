@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.rpc.address import parse_address
+from esper.rpc.server import Server
 from esper.slowtrack import SlowTrack
 from esper.urza.library import LocalLibrary
 
@@ -112,6 +114,20 @@ def test_services_run_idle_in_the_trainers_session_and_stop_with_it(tmp_path: Pa
             assert os.getsid(process.pid) == os.getsid(0)
             assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
     assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_services_work_for_a_library_behind_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = LocalLibrary(tmp_path / "library")
+    library.register_signature(SiteSignature(kind=SiteKind.FEATURES, channels=16))
+    address = parse_address(f"unix:{tmp_path}/urza.sock")
+    log = tmp_path / "log"
+    with Server(library, address), SlowTrack(str(address), log_file=log):
+        # Karn needs nothing but the library.
+        assert wait_until(library.blueprints, 60), log.read_text()
+    assert library.blueprints()[0].author == "karn/template"
 
 
 def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:

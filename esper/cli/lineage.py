@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from rich.console import Console
@@ -47,12 +47,12 @@ class Family:
             text.append(f"  {valid} of {len(kernels)} kernels VALIDATED", style="dim")
         return text.append(f"  {outcomes(self._reports[blueprint_id])}")
 
-    def tree(self, top: str, of: Callable[[str], Iterable[str]], tree: Tree) -> Tree:
-        """Hang everything that `of` leads to below `top`; who was shown is not unfolded again."""
+    def tree(self, top: str, of: Mapping[str, Iterable[str]], tree: Tree) -> Tree:
+        """Hang everything that `of` leads to from `top`; who was shown is not unfolded again."""
         shown = {top}
 
         def hang(below: Tree, blueprint_id: str) -> None:
-            for each in of(blueprint_id):
+            for each in of.get(blueprint_id, ()):
                 again = each in shown
                 branch = below.add(self.line(each).append("  (see above)" if again else ""))
                 if not again:
@@ -82,10 +82,9 @@ def show_lineage(library: Library, console: Console, wanted: str) -> None:
     """
     record: BlueprintRecord | KernelRecord = find(library, wanted)
     family, top = Family(library), record.blueprint_id
-    for heading, of in (("descends from", family.parents), ("descendants", family.children)):
-        tree = Tree(family.line(top), guide_style="dim") if of[top] else None
-        console.print(f"{heading}:" if tree else f"{heading}: none", highlight=False)
-        if tree is not None:
-            console.print(family.tree(top, lambda b, of=of: of[b], tree))  # type: ignore[misc]
-        console.print()
     console.print(family.line(top))
+    for heading, of in (("descends from", family.parents), ("descendants", family.children)):
+        if of[top]:
+            console.print(family.tree(top, of, Tree(heading, guide_style="dim")))
+        else:
+            console.print(f"{heading}: none", highlight=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
-from esper.leyline.library import KernelRecord, Library
+from esper.leyline.library import Change, KernelRecord, Library
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.tamiyo.state import Catalog
@@ -14,10 +15,19 @@ from esper.tamiyo.state import Catalog
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """A library that numbers its changes, as `KeptLibrary` does."""
+
+    def changes(self, after: int | None = None, limit: int = 1000) -> list[Change]: ...
+
+
 class CatalogWatch:
     """Polls `library` every `period` seconds; `current` is the last answer, never a wait.
 
-    A library that does not answer leaves the last copy standing; the failure is logged.
+    A library that does not answer leaves the last copy standing; the failure is logged. One
+    that numbers its changes is asked for its kernels only after something changed: reading a
+    thousand of them takes a good part of a second, of an interpreter that is training.
 
     Args:
         why_not: the reason why a kernel cannot run here, "" where it can. Those that cannot are
@@ -36,22 +46,33 @@ class CatalogWatch:
         self._why_not = why_not
         self._left_out: set[str] = set()
         self.current = Catalog()
+        self._seen: int | None = None  # the change that the kernels of `current` are as of
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="esper-catalog", daemon=True)
         self._thread.start()
 
     def refresh(self) -> Catalog:
         """Look now, on the caller's thread."""
-        kernels = [
-            k for s in dict.fromkeys(self._signatures)
-            for k in self._library.kernels(signature=s, status=KernelStatus.VALIDATED)
-            if self._runs_here(k)
-        ]
+        newest = self._newest()  # before the kernels: what changes meanwhile is seen next time
+        kernels = self.current.kernels
+        if newest is None or newest != self._seen:
+            kernels = tuple(
+                k for s in dict.fromkeys(self._signatures)
+                for k in self._library.kernels(signature=s, status=KernelStatus.VALIDATED)
+                if self._runs_here(k)
+            )
         self.current = Catalog(
-            tuple(kernels), tuple(self._library.reports()), self._library.capacity(),
+            kernels, tuple(self._library.reports()), self._library.capacity(),
             self._library.depths(),
         )
+        self._seen = newest
         return self.current
+
+    def _newest(self) -> int | None:
+        """Number of the library's last change, None where it does not number them."""
+        if not isinstance(self._library, Numbered):
+            return None
+        return max((c.sequence for c in self._library.changes(limit=1)), default=0)
 
     def _runs_here(self, kernel: KernelRecord) -> bool:
         reason = self._why_not(kernel)

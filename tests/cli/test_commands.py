@@ -93,6 +93,15 @@ def test_doctor_looks_at_this_machine() -> None:
     assert "torch" in done.stdout and esper.__version__ in done.stdout
 
 
+def test_what_is_light_stays_light() -> None:
+    """Neither `import esper` nor the parsing of a command line pays for torch or grpc."""
+    code = ("import sys, esper, esper.rpc.address, esper.cli.main as m; m.parser(); "
+            "print([n for n in ('torch', 'grpc', 'google.protobuf', 'rich') if n in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          check=True, env=_environment())
+    assert done.stdout.strip() == "[]"
+
+
 def test_help_says_the_exit_codes() -> None:
     done = esper_command("--help")
     assert done.returncode == 0 and "exit codes:" in done.stdout and "130" in done.stdout

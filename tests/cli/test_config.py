@@ -28,6 +28,12 @@ def test_the_minimum_is_enough_and_the_rest_has_defaults() -> None:
     assert config.train.optimizer.lr == 1e-3
 
 
+def test_the_library_is_a_folder_or_an_address() -> None:
+    assert parse_config(MINIMAL).library.where == Path("library")
+    there = parse_config(MINIMAL + "library: {urza: 'host:50051', token_file: t}\n").library
+    assert (there.where, there.token_file) == ("host:50051", "t")
+
+
 def test_scientific_notation_is_a_number() -> None:
     """YAML 1.1 reads 1e-3 (no dot) as text; nobody who writes it means text."""
     text = MINIMAL.replace("epochs: 3", "epochs: 3, optimizer: {lr: 1e-4}")
@@ -51,6 +57,9 @@ def test_scientific_notation_is_a_number() -> None:
         (MINIMAL.replace("digits}", "imagenet}"), ["data.name", "digits", "given: 'imagenet'"]),
         (MINIMAL + "growth: {sites: []}\n", ["growth.sites"]),
         (MINIMAL + "seed: 1\nseed: 2\n", ["'seed' is given twice, on lines 6 and 7"]),
+        (MINIMAL + "library: {urza: somewhere}\n", ["library", "unix:/path/to.sock or host:port"]),
+        (MINIMAL + "library: {urza: 'h:1', path: x}\n", ["library", "path or urza, not both"]),
+        (MINIMAL + "library: {token_file: t}\n", ["library", "go with urza"]),
         (MINIMAL + "slow_track: {pipeline: SLOW}\n", ["slow_track.pipeline", "FAST"]),
         ("- a\n- b\n", ["expected a mapping", "list"]),
         ("", ["found nothing"]),

@@ -175,7 +175,7 @@ def test_lineage_goes_both_ways_and_tells_outcomes(tmp_path: Path) -> None:
             blueprint_id=blueprint(2).id, outcome=outcome, reason="", gain=gain, epochs=1))
     done = esper_command("library", "lineage", kernels[1], "--library", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    above, below = done.stdout.split("descendants:")
+    above, below = done.stdout.split("descendants")
     assert blueprint(1).id[:14] in above and blueprint(3).id[:14] in below
     assert "2 FOSSILIZED, 1 CULLED; mean gain +0.375 of 2" in above
     assert "never in the field" in below
