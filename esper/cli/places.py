@@ -23,8 +23,8 @@ def existing_folder(where: str) -> LocalLibrary:
         raise ConfigError(f"{where} is an address; run this where the library's folder is")
     if not (Path(where) / "library.db").is_file():
         raise NotInLibrary(
-            f"there is no library in {where} (no library.db); give its folder with --library, "
-            "or make one by training: esper train examples/digits.yaml"
+            f"there is no library in {where} (no library.db); name its folder or the address of "
+            "an esper serve, or make one by training: esper train examples/digits.yaml"
         )
     return LocalLibrary(where)
 

@@ -131,9 +131,11 @@ class RemoteLibrary:
         except grpc.RpcError as e:
             raise self._error(e) from e
 
-    def _stream(self, name: str, request: Any, seconds: float = LIST_SECONDS) -> Iterator[Any]:
+    def _stream(
+        self, name: str, request: Any, seconds: float = LIST_SECONDS, wait: bool = True
+    ) -> Iterator[Any]:
         """The messages of an answer; leaving the iterator early ends the call."""
-        call = self._method(name)(request, timeout=seconds, wait_for_ready=True)
+        call = self._method(name)(request, timeout=seconds, wait_for_ready=wait)
         try:
             yield from call
         except grpc.RpcError as e:
@@ -192,7 +194,10 @@ class RemoteLibrary:
         return _claimed(BlueprintClaim, self._ask("ClaimRecompilation", request))
 
     def complete_blueprint(self, claim: BlueprintClaim, artifact: bytes) -> KernelRecord:
-        answer = self._ask("CompleteBlueprint", _upload(claim, artifact), TRANSFER_SECONDS)
+        self.capacity()  # waits for a server that is away no longer than any other call does
+        answer = self._ask(
+            "CompleteBlueprint", _upload(claim, artifact), TRANSFER_SECONDS, wait=False
+        )
         return to_contract(KernelRecord, answer.record)
 
     def reject_blueprint(self, claim: BlueprintClaim, reason: str) -> None:
@@ -242,8 +247,9 @@ class RemoteLibrary:
         """See `Library`. The file lies in the cache, where it is hashed again each time."""
         if self._cache.holds(digest):
             return self._cache.path(digest)
+        self.capacity()  # see complete_blueprint
         answers = self._stream(
-            "FetchArtifact", pb.FetchArtifactRequest(digest=digest), TRANSFER_SECONDS
+            "FetchArtifact", pb.FetchArtifactRequest(digest=digest), TRANSFER_SECONDS, wait=False
         )
         return self._cache.take(digest, (answer.chunk for answer in answers))
 

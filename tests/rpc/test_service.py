@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,19 @@ from typing import Any
 import grpc
 import pytest
 
-from esper.errors import ArtifactCorrupt, ContractError, LibraryError, Unreachable
+from esper.errors import (
+    ArtifactCorrupt,
+    ContractError,
+    EsperError,
+    LibraryError,
+    Unreachable,
+)
+from esper.leyline.command import FieldReport
 from esper.leyline.events import Event, Topic
 from esper.leyline.library import BlueprintClaim, Change
-from esper.leyline.lifecycle import BlueprintStatus
+from esper.leyline.lifecycle import BlueprintStatus, SeedState
 from esper.leyline.proto.v1 import library_pb2 as pb
+from esper.leyline.proto.v1.library_pb2_grpc import LibraryServiceStub
 from esper.leyline.proto.wire import to_wire
 from esper.oona.bus import Bus
 from esper.rpc import channel, event_service, library_service
@@ -191,6 +200,51 @@ def test_a_call_ends_with_its_deadline(
         remote._ask("GetKernel", pb.GetKernelRequest(kernel_id="k"), 0.3)
     assert time.monotonic() - start < 3
     release.set()
+
+
+def test_every_call_has_a_deadline(
+    remote: RemoteLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claimed(remote)
+    kernel = remote.complete_blueprint(claim, artifact(claim.record.ir))
+    work = remote.claim_kernel("bench", 60)
+    assert work is not None
+    field_report = FieldReport(run_id="r", trace_id="t", site="s", kernel_id="k",
+                               blueprint_id="b", outcome=SeedState.CULLED, reason="", epochs=1)
+    calls: dict[str, tuple[Any, ...]] = {
+        "register_signature": (SIG,), "signatures": (), "claim_blueprint": ("w", 60),
+        "claim_recompilation": (claim.record.blueprint_id, SIG, "w", 60),
+        "complete_blueprint": (claim, b"x"), "reject_blueprint": (claim, "why"),
+        "claim_kernel": ("w", 60), "complete_kernel": (work, report(kernel.kernel_id)),
+        "heartbeat": (work, 60), "release": (work,), "blueprints": (), "kernels": (),
+        "kernel": ("k",), "fetch": ("0" * 64,), "depths": (), "capacity": (), "leases": (),
+        "changes": (), "watch": (), "quarantine": ("k", "why"), "add_report": (field_report,),
+        "reports": (), "archive": ("b", SIG, "why"), "retire": ("k", "why"), "check": (),
+    }
+    public = {n for n in vars(RemoteLibrary) if not n.startswith("_")}
+    assert public == {*calls, "submit", "close"}
+    seen: dict[str, float] = {}
+
+    class Deadlines(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
+                    grpc.StreamUnaryClientInterceptor):
+        def _seen(self, go_on: Any, details: Any, request: Any) -> Any:
+            seen[details.method.rpartition("/")[2]] = details.timeout
+            return go_on(details, request)
+
+        intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = _seen
+
+    remote._stub = LibraryServiceStub(grpc.intercept_channel(remote._channel, Deadlines()))
+    remote.submit(blueprint(2), SIG, author="karn")
+    for name, arguments in calls.items():
+        with suppress(EsperError):
+            answer = getattr(remote, name)(*arguments)
+            if name == "watch":
+                remote.submit(blueprint(3), SIG, author="karn")
+                next(answer)
+                answer.close()
+    service = pb.DESCRIPTOR.services_by_name["LibraryService"]
+    assert set(seen) == {m.name for m in service.methods}
+    assert all(0 < seconds <= channel.STREAM_SECONDS for seconds in seen.values()), seen
 
 
 def test_no_server_is_said_at_once_where_it_is_asked_for(tmp_path: Path) -> None:
