@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,13 @@ def connect(address: Address, access: Access) -> grpc.Channel:
             f"{address} is on a network, and a library there asks for a token; name the file that "
             "holds it (--token-file, token_file=)"
         )
-    authorities = None if access.tls_ca is None else read_secret(access.tls_ca, private=False)
+    authorities = None
+    if access.tls_ca is not None:
+        authorities = read_secret(access.tls_ca, private=False)
+        try:  # gRPC would only fail to connect
+            ssl.create_default_context(cadata=authorities.decode("ascii", "replace"))
+        except (ssl.SSLError, ValueError) as e:
+            raise ConfigError(f"{access.tls_ca} holds no certificates in PEM: {e}") from e
     token = read_secret(access.token_file, private=True).decode("ascii", "replace").strip()
     if not token.isascii() or not token.isprintable() or not 0 < len(token) <= MAX_TOKEN:
         raise ConfigError(f"{access.token_file} does not hold one token of printable ASCII")

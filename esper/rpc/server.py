@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,7 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        self._credentials = None if network is None else grpc.ssl_server_credentials([(
-            read_secret(network.tls_key, private=False),
-            read_secret(network.tls_cert, private=False),
-        )])
+        self._credentials = None if network is None else _credentials(network)
         library_pb2_grpc.add_LibraryServiceServicer_to_server(
             LibraryServicer(library, self._streams), self._server)
         events_pb2_grpc.add_EventServiceServicer_to_server(
@@ -150,6 +148,22 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def _credentials(network: Network) -> grpc.ServerCredentials:
+    key, certificate = (
+        read_secret(path, private=False) for path in (network.tls_key, network.tls_cert)
+    )
+    try:  # gRPC would say no more than that it could not listen
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            network.tls_cert, network.tls_key, password=lambda: b""
+        )
+    except (ssl.SSLError, ValueError) as e:
+        raise ConfigError(
+            f"{network.tls_cert} and {network.tls_key} are not a certificate in PEM and its "
+            f"unencrypted key: {e}"
+        ) from e
+    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 def _answers(path: Path) -> bool:

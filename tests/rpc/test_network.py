@@ -110,6 +110,8 @@ def test_a_client_refuses_a_server_that_nobody_vouches_for(served: Served, tmp_p
     write_private(tmp_path / "false.token", "n" * 43)
     with pytest.raises(AccessDenied, match="known bearer token"):
         open_library(address, token_file=tmp_path / "false.token", tls_ca=folder / "cert.pem")
+    with pytest.raises(ConfigError, match="no certificates in PEM"):
+        open_library(address, token_file=folder / "reader.token", tls_ca=folder / "reader.token")
     with pytest.raises(ConfigError, match="asks for a token"):
         open_library(address)
 
@@ -128,7 +130,10 @@ def test_a_network_is_not_listened_on_without_tls_and_tokens(tmp_path: Path) -> 
     network.tokens.chmod(0o600)
     with pytest.raises(ConfigError, match="cannot be read"):
         Server(library, Address("127.0.0.1:0"),
-               network=Network(tmp_path / "gone", tmp_path / "key.pem", network.tokens))
+               network=Network(tmp_path / "gone", network.tls_key, network.tokens))
+    with pytest.raises(ConfigError, match="not a certificate in PEM and its unencrypted key"):
+        Server(library, Address("127.0.0.1:0"),
+               network=Network(network.tls_key, network.tls_key, network.tokens))
 
 
 @pytest.mark.parametrize(
