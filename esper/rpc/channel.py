@@ -71,7 +71,7 @@ def connect(address: Address, access: Access) -> grpc.Channel:
         ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.service_config", _service_config()),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 5000),
+        ("grpc.max_reconnect_backoff_ms", 2000),
     ]
     if address.socket is not None:
         if access != Access():
