@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from esper.rpc.address import open_library
 from esper.urza.library import LocalLibrary
 from tests.cli.test_commands import _environment, esper_command
 from tests.rpc.certificates import TOKENS, write_network
+from tests.rpc.support import wait_until
 from tests.urza.support import OTHER, SIG, artifact, blueprint, report
 
 
@@ -48,15 +48,6 @@ def line(running: subprocess.Popen[str]) -> str:
 def end(running: subprocess.Popen[str]) -> int:
     running.send_signal(signal.SIGTERM)
     return running.wait(30)
-
-
-def wait_until(condition: Callable[[], object], seconds: float) -> bool:
-    last = time.monotonic() + seconds
-    while time.monotonic() < last:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(autouse=True)

@@ -1,191 +1,34 @@
-"""What can go wrong between a client and a server: cut connections, lies, waits, restarts."""
+"""A client's life with its server: deadlines, restarts, watching, forks."""
 
 from __future__ import annotations
 
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from esper.errors import (
-    ArtifactCorrupt,
-    ContractError,
     EsperError,
     LibraryError,
     Unreachable,
 )
 from esper.leyline.command import FieldReport
-from esper.leyline.events import Event, Topic
-from esper.leyline.library import BlueprintClaim, Change
+from esper.leyline.library import Change
 from esper.leyline.lifecycle import BlueprintStatus, SeedState
 from esper.leyline.proto.v1 import library_pb2 as pb
 from esper.leyline.proto.v1.library_pb2_grpc import LibraryServiceStub
-from esper.leyline.proto.wire import to_wire
-from esper.oona.bus import Bus
-from esper.rpc import channel, event_service, library_service
-from esper.rpc.address import Address, parse_address
+from esper.rpc import channel
+from esper.rpc.address import Address
 from esper.rpc.client import RemoteLibrary
-from esper.rpc.remote_bus import RemoteBus
 from esper.rpc.server import Server
 from esper.urza.library import LocalLibrary
+from tests.rpc.support import claimed
 from tests.urza.support import SIG, artifact, blueprint, in_child, report
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Address:
-    return parse_address(f"unix:{tmp_path}/urza.sock")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> LocalLibrary:
-    return LocalLibrary(tmp_path / "library")
-
-
-@pytest.fixture
-def server(local: LocalLibrary, address: Address) -> Iterator[Server]:
-    with Server(local, address) as started:
-        yield started
-
-
-@pytest.fixture
-def remote(server: Server, tmp_path: Path) -> Iterator[RemoteLibrary]:
-    library = RemoteLibrary(str(server.address), cache=tmp_path / "cache")
-    yield library
-    library.close()
-
-
-def claimed(library: RemoteLibrary) -> BlueprintClaim:
-    library.submit(blueprint(), SIG, author="karn")
-    claim = library.claim_blueprint("forge", 60)
-    assert claim is not None
-    return claim
-
-
-def files(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.is_file()]
-
-
-# Artifacts on their way
-
-
-def test_an_interrupted_upload_leaves_nothing_and_the_claim_holds(
-    remote: RemoteLibrary, local: LocalLibrary
-) -> None:
-    claim = claimed(remote)
-    begin = pb.CompleteBlueprintRequest(
-        begin=pb.UploadBegin(claim=to_wire(claim), size=3 << 20))
-    chunk = pb.CompleteBlueprintRequest(chunk=bytes(1 << 20))
-    sent, cut = threading.Event(), threading.Event()
-
-    def half() -> Iterator[Any]:
-        yield begin
-        yield chunk
-        sent.set()
-        cut.wait(10)
-
-    call = remote._stub.CompleteBlueprint.future(half(), timeout=30)
-    assert sent.wait(10)
-    time.sleep(0.1)
-    call.cancel()
-    cut.set()
-    assert wait_until(lambda: remote.depths().urza_storage == 0)
-    assert files(local.root / "blobs") == [] and local.kernels() == []
-    kernel = remote.complete_blueprint(claim, artifact(claim.record.ir))
-    assert [p.name for p in files(local.root / "blobs")] == [kernel.digest]
-
-
-@pytest.mark.parametrize(
-    ("parts", "error"),
-    [
-        (lambda c: [("end", pb.UploadEnd(sha256="0" * 64))], ContractError),
-        (lambda c: [("begin", pb.UploadBegin(claim=c, size=1 << 40))], ArtifactCorrupt),
-        (lambda c: [("begin", pb.UploadBegin(claim=c, size=2)), ("chunk", b"xyz")],
-         ArtifactCorrupt),
-        (lambda c: [("begin", pb.UploadBegin(claim=c, size=3)), ("chunk", b"xyz"),
-                    ("end", pb.UploadEnd(sha256="0" * 64))], ArtifactCorrupt),
-        (lambda c: [("begin", pb.UploadBegin(claim=c, size=3)), ("chunk", b"xy")],
-         ArtifactCorrupt),
-        (lambda c: [("begin", pb.UploadBegin(claim=c, size=3)),
-                    ("begin", pb.UploadBegin(claim=c, size=3))], ContractError),
-        (lambda c: [], ContractError),
-    ],
-    ids=["no begin", "too large", "more than said", "other digest", "no end", "twice", "nothing"],
-)
-def test_a_false_upload_is_refused(
-    remote: RemoteLibrary, local: LocalLibrary, parts: Any, error: type[Exception]
-) -> None:
-    claim = claimed(remote)
-    requests = [pb.CompleteBlueprintRequest(**{k: v}) for k, v in parts(to_wire(claim))]
-    with pytest.raises(error):
-        remote._ask("CompleteBlueprint", iter(requests))
-    assert files(local.root / "blobs") == []
-    remote.heartbeat(claim, 60)
-
-
-def test_a_wrong_digest_is_refused_on_either_side(
-    remote: RemoteLibrary, local: LocalLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim = claimed(remote)
-    kernel = remote.complete_blueprint(claim, artifact(claim.record.ir))
-    blob = local.fetch(kernel.digest)
-    blob.chmod(0o644)
-    good = blob.read_bytes()
-    blob.write_bytes(good[:-1] + b"?")
-    with pytest.raises(ArtifactCorrupt, match="disk is failing"):  # the server says so
-        remote.fetch(kernel.digest)
-    monkeypatch.setattr(library_service, "hashlib", SimpleNamespace(sha256=_Blind))
-    with pytest.raises(ArtifactCorrupt, match="nothing was kept"):  # it does not, the client does
-        remote.fetch(kernel.digest)
-    monkeypatch.undo()
-    assert files(tmp_path / "cache") == []
-    blob.write_bytes(good)
-    cached = remote.fetch(kernel.digest)
-    assert cached.read_bytes() == good and stat.S_IMODE(cached.stat().st_mode) == 0o444
-    # What rots in the cache is fetched again.
-    cached.chmod(0o644)
-    cached.write_bytes(b"rotten")
-    assert remote.fetch(kernel.digest).read_bytes() == good
-
-
-class _Blind:
-    """A hash that always finds what was asked for: the server of a liar."""
-
-    def update(self, data: bytes) -> None: ...
-
-    def hexdigest(self) -> Any:
-        class Anything(str):
-            def __ne__(self, other: object) -> bool:
-                return False
-
-        return Anything()
-
-
-def test_a_message_too_large_is_refused_before_it_is_parsed(remote: RemoteLibrary) -> None:
-    large = "x" * (channel.MAX_REQUEST_BYTES + 1)
-    with grpc.insecure_channel(str(remote.address)) as plain:  # one without a cap of its own
-        call = plain.unary_unary("/esper.v1.LibraryService/GetKernel",
-                                 request_serializer=pb.GetKernelRequest.SerializeToString)
-        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
-            call(pb.GetKernelRequest(kernel_id=large), timeout=10)
-    assert remote.capacity() == 1.0
-
 
 # Time
 
@@ -362,68 +205,3 @@ def test_a_fork_disturbs_nobody(remote: RemoteLibrary) -> None:
     thread.join(10)
     assert codes == [0] * 5 and not failures and not thread.is_alive()
     assert remote.capacity() == 1.0
-
-
-# Events
-
-
-def event(n: int, topic: Topic = Topic.EPOCH) -> Event:
-    return Event(event_id=f"ev-{n}", topic=topic, sender="test", body={"n": n})
-
-
-def test_events_cross_and_come_again_until_their_work_is_done(
-    local: LocalLibrary, address: Address, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_service, "_LOOK_SECONDS", 0.05)
-    bus = Bus()
-    with Server(local, address, bus=bus):
-        remote = RemoteBus(str(address))
-        seen: list[str] = []
-        fail = [True]
-
-        def handler(e: Event) -> None:
-            seen.append(e.event_id)
-            if fail.pop() if fail else False:
-                raise RuntimeError("once")
-
-        leave = remote.subscribe(Topic.EPOCH, handler)
-        assert wait_until(lambda: bus._handlers)
-        bus.publish(event(1))
-        assert remote.publish(event(2, Topic.ROLLBACK)).accepted
-        assert remote.publish(event(3)).accepted
-        assert wait_until(lambda: len(seen) == 3)
-        assert seen == ["ev-1", "ev-1", "ev-3"], "a failed handler gets the event again"
-        leave()
-        bus.publish(event(4))
-        assert bus.flush(5) and len(seen) == 3
-        remote.close()
-
-
-def test_an_event_that_was_not_acknowledged_survives_its_connection(
-    local: LocalLibrary, address: Address, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_service, "_LOOK_SECONDS", 0.05)
-    bus = Bus()
-    with Server(local, address, bus=bus):
-        remote = RemoteBus(str(address))
-        seen: list[str] = []
-        calls: list[Any] = []
-        subscribe = remote._stub.Subscribe
-
-        def remembered(*given: Any, **named: Any) -> Any:
-            calls.append(subscribe(*given, **named))
-            return calls[-1]
-
-        def cut_on_the_first(e: Event) -> None:
-            seen.append(e.event_id)
-            if len(seen) == 1:
-                calls[-1].cancel()  # the connection breaks before the acknowledgement
-
-        monkeypatch.setattr(remote._stub, "Subscribe", remembered)
-        remote.subscribe(None, cut_on_the_first)
-        assert wait_until(lambda: bus._handlers)
-        bus.publish(event(1))
-        bus.publish(event(2))
-        assert wait_until(lambda: len(seen) == 3), seen
-        assert seen == ["ev-1", "ev-1", "ev-2"]
-        remote.close()
