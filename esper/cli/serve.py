@@ -21,6 +21,8 @@ def run(options: argparse.Namespace) -> int:
         ConfigError: a network address without all that it needs.
         LibraryError: the folder or the address cannot be used.
     """
+    from esper.oona.bus import Bus
+    from esper.oona.capacity import CapacityWatch
     from esper.rpc.server import Network, Server
     from esper.urza.library import LocalLibrary
 
@@ -32,13 +34,18 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--tls-cert, --tls-key and --tokens are given together or not at all")
     library = LocalLibrary(options.library)
     stop = stop_on_signals()
-    with Server(library, address, network=network) as server:
+    bus = Bus()
+    with (
+        Server(library, address, network=network, bus=bus) as server,
+        CapacityWatch(library.depths, bus.publish),
+    ):
         print(f"serving {options.library} at {server.address}", flush=True)
         while not stop.wait(SWEEP_SECONDS):
             try:
                 library.sweep()  # so that status and watchers see a lease end when it does
             except EsperError:
                 log.warning("leases were not swept", exc_info=True)
+    bus.close()
     library.close()
     print("stopped", flush=True)
     return 0

@@ -213,24 +213,10 @@ class Library(Protocol):
 
 
 class KeptLibrary(Library, Protocol):
-    """A library and what people and idle workers do with it besides.
+    """A library and what people do with it besides.
 
     Raises what `Library` raises.
     """
-
-    def claim_recompilation(
-        self,
-        blueprint_id: str,
-        signature: SiteSignature,
-        worker: str,
-        lease_seconds: float,
-        pipeline: Pipeline | None = None,
-    ) -> BlueprintClaim | None:
-        """Lease a COMPILED blueprint to compile it anew, None where it is not COMPILED now.
-
-        A rejected or expired claim leaves it COMPILED. `pipeline` stands in the claim's
-        record only.
-        """
 
     def leases(self) -> list[Lease]:
         """Everything that is being worked on now, the longest held first."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from esper.errors import AccessDenied, EsperError, LibraryError, Unreachable
-from esper.leyline.artifact import Pipeline
+from esper.leyline.artifact import Pipeline, Runtime
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
@@ -203,8 +203,13 @@ class RemoteLibrary:
     def reject_blueprint(self, claim: BlueprintClaim, reason: str) -> None:
         self._ask("RejectBlueprint", pb.RejectBlueprintRequest(claim=to_wire(claim), reason=reason))
 
-    def claim_kernel(self, worker: str, lease_seconds: float) -> KernelClaim | None:
-        request = pb.ClaimKernelRequest(worker=worker, lease_ms=lease_seconds * 1e3)
+    def claim_kernel(
+        self, worker: str, lease_seconds: float, runtime: Runtime | None = None
+    ) -> KernelClaim | None:
+        request = pb.ClaimKernelRequest(
+            worker=worker, lease_ms=lease_seconds * 1e3,
+            runtime=None if runtime is None else to_wire(runtime),
+        )
         return _claimed(KernelClaim, self._ask("ClaimKernel", request))
 
     def complete_kernel(self, claim: KernelClaim, report: ValidationReport) -> KernelRecord:

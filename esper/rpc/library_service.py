@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from esper.errors import ArtifactCorrupt, ContractError, QueueFull
-from esper.leyline.artifact import Pipeline
+from esper.leyline.artifact import Pipeline, Runtime
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
 from esper.leyline.events import Priority
@@ -114,7 +114,10 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
 
     @answers
     def ClaimKernel(self, request: Any, context: Any) -> Any:
-        claim = self._library.claim_kernel(request.worker, request.lease_ms / 1e3)
+        runtime = None
+        if request.HasField("runtime"):
+            runtime = to_contract(Runtime, request.runtime)
+        claim = self._library.claim_kernel(request.worker, request.lease_ms / 1e3, runtime)
         return pb.ClaimKernelResponse(claim=None if claim is None else to_wire(claim))
 
     @answers

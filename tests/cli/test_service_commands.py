@@ -17,6 +17,7 @@ from esper.leyline.command import FieldReport
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, SeedState
 from esper.rpc.address import open_library
 from esper.urza.library import LocalLibrary
+from tests.artifacts import members, pack
 from tests.cli.test_commands import _environment, esper_command
 from tests.rpc.certificates import TOKENS, write_network
 from tests.rpc.support import wait_until
@@ -122,13 +123,15 @@ def test_a_worker_gives_its_lease_back_when_it_is_told_to_stop(tmp_path: Path) -
     library.submit(blueprint(), SIG, author="karn")
     claim = library.claim_blueprint("forge", 60)
     assert claim is not None
-    kernel = library.complete_blueprint(claim, artifact(claim.record.ir))
+    # Of this machine's torch and ISA, or no worker here would take it.
+    parts = members(claim.record.ir, SIG, {"forward.so": b"forward", "backward.so": b"backward"})
+    kernel = library.complete_blueprint(claim, pack(parts.items()))
     with process("serve", "--library", str(folder), log=tmp_path / "serve.log") as serving:
         address = line(serving).split()[-1]
         with process("worker", "urabrask", "--urza", address, "--concurrency", "2",
                      log=tmp_path / "worker.log") as worker:
             assert "2 at a time" in line(worker)
-            assert wait_until(library.leases, 30), (tmp_path / "worker.log").read_text()
+            assert wait_until(library.leases, 60), (tmp_path / "worker.log").read_text()
             assert "urabrask@" in library.leases()[0].worker
             assert end(worker) == 0, (tmp_path / "worker.log").read_text()
         assert library.leases() == []

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Toolchain
+from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Runtime, Toolchain
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
 from esper.leyline.command import FieldReport
@@ -97,6 +97,7 @@ EVENT = Event(
 CONTRACTS: tuple[Contract, ...] = (
     SITE, WIDTH, BLUEPRINT, IR, TOOLS, PARAMETER, MANIFEST, HARDWARE, MEASURED, CASE, TAG,
     REPORT, KERNEL, FIELD, EVENT,
+    Runtime(torch="2.13.0+cpu", isas=("AVX512", "sm_90")),
     Node(id="all", op=Op.LINEAR, inputs=("h",), out=WIDTH, bias=True, init=Init.ZERO),
     NODE, GROUPED, IR.node("look"), IR.node("norm"),
     BlueprintClaim(record=BLUEPRINT, worker="forge-1", token=1 << 40, expires=1.7e9),

@@ -169,16 +169,6 @@ def test_leases_say_who_works_on_what(remote: RemoteLibrary) -> None:
     assert remote.leases() == []
 
 
-def test_a_recompilation_is_handed_out(remote: RemoteLibrary) -> None:
-    claim = claimed(remote)
-    remote.complete_blueprint(claim, artifact(claim.record.ir))
-    again = remote.claim_recompilation(claim.record.blueprint_id, SIG, "forge", 60)
-    assert again is not None
-    assert remote.claim_recompilation(claim.record.blueprint_id, SIG, "other", 60) is None
-    remote.reject_blueprint(again, "the compiler crashed")
-    assert remote.blueprints()[0].status is BlueprintStatus.COMPILED
-
-
 # Processes
 
 

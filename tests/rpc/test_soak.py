@@ -185,7 +185,8 @@ def test_nothing_is_lost_and_nothing_is_half_done(tmp_path: Path) -> None:
     for kernel in kernels:
         content = library.fetch(kernel.digest).read_bytes()
         assert hashlib.sha256(content).hexdigest() == kernel.digest
-        assert len(content) == kernel.size and kernel.report is not None
+        assert len(content) == kernel.size
+        assert kernel.report is not None or "leases on it expired" in kernel.reason
     # A crash between blob and record leaves a blob that nothing names, but a whole one.
     for digest in library.orphans():
         assert hashlib.sha256(library.fetch(digest).read_bytes()).hexdigest() == digest

@@ -32,7 +32,7 @@ T = TypeVar("T", bound=Contract)
 
 CONTRACTS: tuple[type[Contract], ...] = (
     signature.SiteSignature, blueprint.Width, blueprint.Node, blueprint.BlueprintIR,
-    artifact.Toolchain, artifact.ParameterSpec, artifact.Manifest,
+    artifact.Toolchain, artifact.Runtime, artifact.ParameterSpec, artifact.Manifest,
     verdict.Hardware, verdict.Measurement, verdict.ProofCase, verdict.Tag,
     verdict.ValidationReport,
     library.BlueprintRecord, library.KernelRecord, library.BlueprintClaim, library.KernelClaim,

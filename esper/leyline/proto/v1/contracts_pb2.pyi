@@ -270,6 +270,14 @@ class Toolchain(_message.Message):
     esper: str
     def __init__(self, torch: _Optional[str] = ..., isa: _Optional[str] = ..., compiler: _Optional[str] = ..., esper: _Optional[str] = ...) -> None: ...
 
+class Runtime(_message.Message):
+    __slots__ = ("torch", "isas")
+    TORCH_FIELD_NUMBER: _ClassVar[int]
+    ISAS_FIELD_NUMBER: _ClassVar[int]
+    torch: str
+    isas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, torch: _Optional[str] = ..., isas: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -116,12 +116,14 @@ class RejectBlueprintResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ClaimKernelRequest(_message.Message):
-    __slots__ = ("worker", "lease_ms")
+    __slots__ = ("worker", "lease_ms", "runtime")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     worker: str
     lease_ms: float
-    def __init__(self, worker: _Optional[str] = ..., lease_ms: _Optional[float] = ...) -> None: ...
+    runtime: _contracts_pb2.Runtime
+    def __init__(self, worker: _Optional[str] = ..., lease_ms: _Optional[float] = ..., runtime: _Optional[_Union[_contracts_pb2.Runtime, _Mapping]] = ...) -> None: ...
 
 class ClaimKernelResponse(_message.Message):
     __slots__ = ("claim",)
