@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from esper.cli.config import parse_config
+from esper.cli.main import parser
 from esper.leyline.command import FieldReport
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, SeedState
 from esper.rpc.address import open_library
@@ -65,6 +69,21 @@ def validated(library: LocalLibrary, n: int = 1, *tags: str) -> str:
     work = library.claim_kernel("bench", 60)
     assert work is not None
     return library.complete_kernel(work, report(work.record.kernel_id, *tags)).kernel_id
+
+
+def test_the_guide_is_understood() -> None:
+    """Its commands by the parser, its configuration by the one of `esper train`."""
+    guide = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL)
+    commands = [c.partition("#")[0] for c in "".join(blocks).replace("\\\n", "").splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        assert shlex.split(command)[0] == "esper"
+        parser().parse_args(shlex.split(command)[1:])
+    (yaml,) = (b for b in re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+               if b.startswith("library:"))
+    model = 'name: x\nmodel: {factory: "a.py:B"}\ndata: {name: digits}\ntrain: {epochs: 1}\n'
+    assert parse_config(model + yaml).library.urza == "urza.example:50051"
 
 
 def test_serve_status_and_a_clean_end(tmp_path: Path) -> None:
