@@ -30,9 +30,15 @@ from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, SeedState
 from esper.leyline.proto import wire
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 from esper.leyline.verdict import (
+    Cost,
+    Drift,
     Hardware,
+    Latency,
     Measurement,
+    Part,
     ProofCase,
+    Risk,
+    Roofline,
     SpeedVerdict,
     Tag,
     ValidationReport,
@@ -63,16 +69,29 @@ MANIFEST = Manifest(
     compile_seconds=8.5, flops=1 << 40,
 )
 HARDWARE = Hardware(cpu="A Processor 9000", isa="AVX512", cores=64, threads=2)
+LATENCY = Latency(seconds=(0.25, 0.5))
+PART = Part(kernel=LATENCY, eager=LATENCY, compiled=LATENCY, speedup=1.5, low=1.25, high=1.75)
+COST = Cost(flops=1 << 40, bytes=1 << 33)
 MEASURED = Measurement(
     batch=16, space=8, speedup=1.5, low=1.25, high=1.75, verdict=SpeedVerdict.FAST,
-    kernel_seconds=(0.25, 0.5), eager_seconds=(0.375, 0.75),
+    kernel_seconds=(0.25, 0.5), eager_seconds=(0.375, 0.75), compiled_seconds=(0.125, 0.25),
+    stopped="narrow", forward=PART, backward=PART, cost=COST, peak_bytes=1 << 33,
+    eager_peak_bytes=1 << 34, note="nothing is missing",
 )
+BARELY_MEASURED = Measurement(
+    batch=16, space=8, speedup=1.5, low=1.25, high=1.75, verdict=SpeedVerdict.AMBIGUOUS,
+    kernel_seconds=(0.25,), eager_seconds=(0.375,),
+)
+ROOFLINE = Roofline(memory_bytes_per_second=2.5e10, cache_bytes_per_second=1.5e11,
+                    flops_per_second=1.25e11, dtype="float32")
+DRIFT = Drift(dtype="bfloat16", steps=20, kernel=0.25, eager=0.5)
+RISK = Risk(score=0.25, basis="rules")
 CASE = ProofCase(name="odd", batch=7, space=5, worst_ratio=0.5, passed=True, detail="up.weight")
 TAG = Tag(name="high_speed", evidence="batch 16: 1.5 times eager", value=1.5)
 REPORT = ValidationReport(
     kernel_id="k-0123", accepted=True, reason="none, it is sound", proof=(CASE, CASE),
     measurements=(MEASURED,), tags=(TAG,), hardware=HARDWARE, peak_memory_bytes=1 << 33,
-    seconds=12.5,
+    eager_peak_memory_bytes=1 << 34, roofline=ROOFLINE, drift=(DRIFT,), risk=RISK, seconds=12.5,
 )
 BLUEPRINT = BlueprintRecord(
     blueprint_id=IR.id, signature=SITE, ir=IR, author="karn/mutant", parents=("bp-1", "bp-2"),
@@ -95,10 +114,12 @@ EVENT = Event(
 )
 
 CONTRACTS: tuple[Contract, ...] = (
-    SITE, WIDTH, BLUEPRINT, IR, TOOLS, PARAMETER, MANIFEST, HARDWARE, MEASURED, CASE, TAG,
-    REPORT, KERNEL, FIELD, EVENT,
+    SITE, WIDTH, BLUEPRINT, IR, TOOLS, PARAMETER, MANIFEST, HARDWARE, ROOFLINE, LATENCY, PART, COST,
+    MEASURED, DRIFT, RISK, CASE, TAG, REPORT, KERNEL, FIELD, EVENT,
     Runtime(torch="2.13.0+cpu", isas=("AVX512", "sm_90")),
     Node(id="all", op=Op.LINEAR, inputs=("h",), out=WIDTH, bias=True, init=Init.ZERO),
+    SITE.model_copy(update={"causal": False, "standalone": True}),
+    Node(id="fine", op=Op.LAYER_NORM, inputs=("h",), eps=1e-6),
     NODE, GROUPED, IR.node("look"), IR.node("norm"),
     BlueprintClaim(record=BLUEPRINT, worker="forge-1", token=1 << 40, expires=1.7e9),
     KernelClaim(record=KERNEL, worker="bench-1", token=2, expires=1.7e9),
@@ -110,7 +131,10 @@ CONTRACTS: tuple[Contract, ...] = (
     # Bare ones
     BLUEPRINT.model_copy(update={"pipeline": None, "parents": (), "reason": ""}),
     KERNEL.model_copy(update={"report": None}),
-    REPORT.model_copy(update={"hardware": None, "peak_memory_bytes": None, "measurements": ()}),
+    BARELY_MEASURED, PART.model_copy(update={"compiled": None}),
+    REPORT.model_copy(update={
+        "hardware": None, "peak_memory_bytes": None, "eager_peak_memory_bytes": None,
+        "measurements": (), "roofline": None, "drift": (), "risk": None}),
     FIELD.model_copy(update={"gain": None, "loss_before": None, "loss_after": None}),
     Change(sequence=1, time=1.5e9, item="k-0123", signature_id=SITE.id, before=None,
            after="PENDING_BENCHMARKING", reason=""),

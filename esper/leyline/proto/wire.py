@@ -33,7 +33,8 @@ T = TypeVar("T", bound=Contract)
 CONTRACTS: tuple[type[Contract], ...] = (
     signature.SiteSignature, blueprint.Width, blueprint.Node, blueprint.BlueprintIR,
     artifact.Toolchain, artifact.Runtime, artifact.ParameterSpec, artifact.Manifest,
-    verdict.Hardware, verdict.Measurement, verdict.ProofCase, verdict.Tag,
+    verdict.Hardware, verdict.Roofline, verdict.Latency, verdict.Part, verdict.Cost,
+    verdict.Measurement, verdict.Drift, verdict.Risk, verdict.ProofCase, verdict.Tag,
     verdict.ValidationReport,
     library.BlueprintRecord, library.KernelRecord, library.BlueprintClaim, library.KernelClaim,
     library.QueueDepths, library.Lease, library.Change, command.FieldReport, events.Event,

@@ -199,18 +199,20 @@ TOPIC_ROLLBACK: Topic
 TOPIC_CAPACITY: Topic
 
 class SiteSignature(_message.Message):
-    __slots__ = ("kind", "channels", "dtype", "device", "causal")
+    __slots__ = ("kind", "channels", "dtype", "device", "causal", "standalone")
     KIND_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CAUSAL_FIELD_NUMBER: _ClassVar[int]
+    STANDALONE_FIELD_NUMBER: _ClassVar[int]
     kind: SiteKind
     channels: int
     dtype: DType
     device: str
     causal: bool
-    def __init__(self, kind: _Optional[_Union[SiteKind, str]] = ..., channels: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., device: _Optional[str] = ..., causal: bool = ...) -> None: ...
+    standalone: bool
+    def __init__(self, kind: _Optional[_Union[SiteKind, str]] = ..., channels: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., device: _Optional[str] = ..., causal: bool = ..., standalone: bool = ...) -> None: ...
 
 class Width(_message.Message):
     __slots__ = ("times", "over", "plus")
@@ -223,7 +225,7 @@ class Width(_message.Message):
     def __init__(self, times: _Optional[int] = ..., over: _Optional[int] = ..., plus: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "op", "inputs", "out", "kernel", "groups", "heads", "bias", "init")
+    __slots__ = ("id", "op", "inputs", "out", "kernel", "groups", "heads", "bias", "init", "eps")
     ID_FIELD_NUMBER: _ClassVar[int]
     OP_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +235,7 @@ class Node(_message.Message):
     HEADS_FIELD_NUMBER: _ClassVar[int]
     BIAS_FIELD_NUMBER: _ClassVar[int]
     INIT_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
     id: str
     op: Op
     inputs: _containers.RepeatedScalarFieldContainer[str]
@@ -242,7 +245,8 @@ class Node(_message.Message):
     heads: int
     bias: bool
     init: Init
-    def __init__(self, id: _Optional[str] = ..., op: _Optional[_Union[Op, str]] = ..., inputs: _Optional[_Iterable[str]] = ..., out: _Optional[_Union[Width, _Mapping]] = ..., kernel: _Optional[int] = ..., groups: _Optional[int] = ..., heads: _Optional[int] = ..., bias: bool = ..., init: _Optional[_Union[Init, str]] = ...) -> None: ...
+    eps: float
+    def __init__(self, id: _Optional[str] = ..., op: _Optional[_Union[Op, str]] = ..., inputs: _Optional[_Iterable[str]] = ..., out: _Optional[_Union[Width, _Mapping]] = ..., kernel: _Optional[int] = ..., groups: _Optional[int] = ..., heads: _Optional[int] = ..., bias: bool = ..., init: _Optional[_Union[Init, str]] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class BlueprintIR(_message.Message):
     __slots__ = ("version", "kind", "name", "nodes", "output")
@@ -334,8 +338,50 @@ class Hardware(_message.Message):
     threads: int
     def __init__(self, cpu: _Optional[str] = ..., isa: _Optional[str] = ..., cores: _Optional[int] = ..., threads: _Optional[int] = ...) -> None: ...
 
+class Roofline(_message.Message):
+    __slots__ = ("memory_bytes_per_second", "cache_bytes_per_second", "flops_per_second", "dtype")
+    MEMORY_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes_per_second: float
+    cache_bytes_per_second: float
+    flops_per_second: float
+    dtype: str
+    def __init__(self, memory_bytes_per_second: _Optional[float] = ..., cache_bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class Latency(_message.Message):
+    __slots__ = ("duration_ms",)
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    duration_ms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, duration_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("kernel", "eager", "compiled", "speedup", "low", "high")
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    EAGER_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_FIELD_NUMBER: _ClassVar[int]
+    SPEEDUP_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    kernel: Latency
+    eager: Latency
+    compiled: Latency
+    speedup: float
+    low: float
+    high: float
+    def __init__(self, kernel: _Optional[_Union[Latency, _Mapping]] = ..., eager: _Optional[_Union[Latency, _Mapping]] = ..., compiled: _Optional[_Union[Latency, _Mapping]] = ..., speedup: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Cost(_message.Message):
+    __slots__ = ("flops", "bytes")
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    flops: int
+    bytes: int
+    def __init__(self, flops: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
 class Measurement(_message.Message):
-    __slots__ = ("batch", "space", "speedup", "low", "high", "verdict", "kernel_ms", "eager_ms")
+    __slots__ = ("batch", "space", "speedup", "low", "high", "verdict", "kernel_ms", "eager_ms", "compiled_ms", "stopped", "forward", "backward", "cost", "peak_bytes", "eager_peak_bytes", "note")
     BATCH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
     SPEEDUP_FIELD_NUMBER: _ClassVar[int]
@@ -344,6 +390,14 @@ class Measurement(_message.Message):
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     KERNEL_MS_FIELD_NUMBER: _ClassVar[int]
     EAGER_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_MS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EAGER_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     batch: int
     space: int
     speedup: float
@@ -352,7 +406,15 @@ class Measurement(_message.Message):
     verdict: SpeedVerdict
     kernel_ms: _containers.RepeatedScalarFieldContainer[float]
     eager_ms: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, batch: _Optional[int] = ..., space: _Optional[int] = ..., speedup: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., verdict: _Optional[_Union[SpeedVerdict, str]] = ..., kernel_ms: _Optional[_Iterable[float]] = ..., eager_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+    compiled_ms: _containers.RepeatedScalarFieldContainer[float]
+    stopped: str
+    forward: Part
+    backward: Part
+    cost: Cost
+    peak_bytes: int
+    eager_peak_bytes: int
+    note: str
+    def __init__(self, batch: _Optional[int] = ..., space: _Optional[int] = ..., speedup: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., verdict: _Optional[_Union[SpeedVerdict, str]] = ..., kernel_ms: _Optional[_Iterable[float]] = ..., eager_ms: _Optional[_Iterable[float]] = ..., compiled_ms: _Optional[_Iterable[float]] = ..., stopped: _Optional[str] = ..., forward: _Optional[_Union[Part, _Mapping]] = ..., backward: _Optional[_Union[Part, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., peak_bytes: _Optional[int] = ..., eager_peak_bytes: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ProofCase(_message.Message):
     __slots__ = ("name", "batch", "space", "worst_ratio", "passed", "detail")
@@ -380,8 +442,28 @@ class Tag(_message.Message):
     value: float
     def __init__(self, name: _Optional[str] = ..., evidence: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
+class Drift(_message.Message):
+    __slots__ = ("dtype", "steps", "kernel", "eager")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    EAGER_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    steps: int
+    kernel: float
+    eager: float
+    def __init__(self, dtype: _Optional[str] = ..., steps: _Optional[int] = ..., kernel: _Optional[float] = ..., eager: _Optional[float] = ...) -> None: ...
+
+class Risk(_message.Message):
+    __slots__ = ("score", "basis")
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    score: float
+    basis: str
+    def __init__(self, score: _Optional[float] = ..., basis: _Optional[str] = ...) -> None: ...
+
 class ValidationReport(_message.Message):
-    __slots__ = ("kernel_id", "accepted", "reason", "proof", "measurements", "tags", "hardware", "peak_memory_bytes", "duration_ms")
+    __slots__ = ("kernel_id", "accepted", "reason", "proof", "measurements", "tags", "hardware", "peak_memory_bytes", "duration_ms", "eager_peak_memory_bytes", "roofline", "drift", "risk")
     KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -391,6 +473,10 @@ class ValidationReport(_message.Message):
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    EAGER_PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROOFLINE_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    RISK_FIELD_NUMBER: _ClassVar[int]
     kernel_id: str
     accepted: bool
     reason: str
@@ -400,7 +486,11 @@ class ValidationReport(_message.Message):
     hardware: Hardware
     peak_memory_bytes: int
     duration_ms: float
-    def __init__(self, kernel_id: _Optional[str] = ..., accepted: bool = ..., reason: _Optional[str] = ..., proof: _Optional[_Iterable[_Union[ProofCase, _Mapping]]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[Tag, _Mapping]]] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., duration_ms: _Optional[float] = ...) -> None: ...
+    eager_peak_memory_bytes: int
+    roofline: Roofline
+    drift: _containers.RepeatedCompositeFieldContainer[Drift]
+    risk: Risk
+    def __init__(self, kernel_id: _Optional[str] = ..., accepted: bool = ..., reason: _Optional[str] = ..., proof: _Optional[_Iterable[_Union[ProofCase, _Mapping]]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[Tag, _Mapping]]] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., duration_ms: _Optional[float] = ..., eager_peak_memory_bytes: _Optional[int] = ..., roofline: _Optional[_Union[Roofline, _Mapping]] = ..., drift: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., risk: _Optional[_Union[Risk, _Mapping]] = ...) -> None: ...
 
 class BlueprintRecord(_message.Message):
     __slots__ = ("blueprint_id", "signature", "ir", "author", "parents", "interest", "priority", "pipeline", "status", "reason", "submitted", "updated")
