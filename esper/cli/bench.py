@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from esper.cli.library import open_library
+from esper.cli.places import existing_library
 from esper.errors import ArtifactError, NotInLibrary
 from esper.leyline.artifact import Manifest
 from esper.leyline.library import Library
@@ -91,7 +91,7 @@ def bench(
 
 def _library_of(folder: str | Path) -> Library | None:
     try:
-        return open_library(folder)
+        return existing_library(str(folder))
     except NotInLibrary:
         return None  # artifacts given by path need none
 
@@ -101,7 +101,7 @@ def _target(library: Library | None, folder: str | Path, wanted: str | Path) -> 
     if path.is_file():
         return _read(path)
     if library is None:
-        open_library(folder)  # says what is missing
+        existing_library(str(folder))  # says what is missing
     assert library is not None
     found = [k for k in library.kernels() if k.kernel_id.startswith(str(wanted))]
     if len(found) != 1:

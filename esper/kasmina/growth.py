@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from esper.errors import SiteError
+from esper.errors import ArtifactCorrupt, SiteError
 from esper.kasmina.guards import DEFAULT_GUARDS, Guard
 from esper.kasmina.loader import Loader, Ready
 from esper.kasmina.schedule import SCHEDULES
@@ -40,6 +39,7 @@ class Site:
     seed: Seed | None = None
     pending: Future[Ready] | None = None
     resting: SeedState = SeedState.DORMANT  # DORMANT, or why the last seed left
+    last_trace: str = ""  # of the seed that left last
     embargo: int = 0  # epochs left before the site is DORMANT again
 
     @property
@@ -81,6 +81,10 @@ class Growth:
         self.on_failure: Callable[[Seed, str], None] = lambda seed, reason: None
         self.on_settled: Callable[[Seed, str], None] = lambda seed, reason: None
         self._germinated = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the model, pickled or deep, computes as the model does and grows no more."""
+        return type(None), ()
 
     # -- looking --------------------------------------------------------------------------
 
@@ -184,7 +188,9 @@ class Growth:
             seed.install(ready.kernel, ready.params())
         except Exception as e:  # a refusal of the slow track never reaches the training loop
             reason = f"kernel could not be loaded: {e}"
-            self.on_failure(seed, reason)
+            # A full disk or a library that does not answer says nothing about the kernel.
+            if isinstance(e, ArtifactCorrupt):
+                self.on_failure(seed, reason)
             self._move(site, seed, SeedState.CULLED, reason)
             return True
         self.on_join(list(seed.params))
@@ -222,7 +228,7 @@ class Growth:
                 site.pending = None
             self.on_leave(list(seed.params))
             seed.remove()
-            site.seed = None
+            site.seed, site.last_trace = None, seed.trace_id
             site.resting, site.embargo = after, self.embargo_epochs
         self._tell(seed, before, after, reason)
         if after not in ACTIVE:
@@ -233,7 +239,7 @@ class Growth:
     def _rest_over(self, site: Site) -> None:
         before, site.resting = site.resting, SeedState.DORMANT
         self._emit(
-            Transition(trace_id="embargo", site=site.name, kernel_id=None, before=before,
+            Transition(trace_id=site.last_trace, site=site.name, kernel_id=None, before=before,
                        after=SeedState.DORMANT, trigger="embargo is over",
                        step=self.step, epoch=self.epoch)
         )
@@ -250,7 +256,9 @@ class Growth:
             observer(transition)
 
 
-_GROWN: WeakKeyDictionary[nn.Module, Growth] = WeakKeyDictionary()
+# Where a wrapped model keeps its growth: on itself, so that both go together. Hooks of a session
+# lead from the growth back to the model, and a table of growths would keep every model alive.
+_ATTRIBUTE = "_esper_growth"
 
 
 def wrap(
@@ -264,9 +272,9 @@ def wrap(
 ) -> nn.Module:
     """Name where `model` may grow, and return it.
 
-    The model itself is not touched until a seed germinates: no hook, no wrapper, no parameter.
-    One that is compiled, by `torch.compile(model)` or `model.compile()`, is different: its graph
-    has to hold a place for seeds before there are any. Each of its sites gets a hook with one
+    The model computes as before until a seed germinates: no hook, no wrapper, no parameter. One
+    that is compiled, by `torch.compile(model)` or `model.compile()`, is different: its graph has
+    to hold a place for seeds before there are any. Each of its sites gets a hook with one
     operator, once; seeds then come and go behind it without a compilation. What was compiled so
     far, in the whole process, is compiled again when it is next called, for a graph does not
     notice new hooks: wrap before the first step.
@@ -290,13 +298,13 @@ def wrap(
             wrapped already; or it is compiled and esper's extension is not there.
     """
     plain, compiled = _plain(model), compiled or is_compiled(model)
-    if plain in _GROWN:
+    if plain.__dict__.get(_ATTRIBUTE) is not None:
         raise SiteError("the model is wrapped already; esper.unwrap(model) first")
     with uncompiled(compiled):
         found = find_sites(plain, sites, example, kind=kind, causal=causal)
     if compiled:
         torch.compiler.reset()  # a graph that is there already would not notice new hooks
-    _GROWN[plain] = Growth(plain, found, compiled=compiled)
+    plain.__dict__[_ATTRIBUTE] = Growth(plain, found, compiled=compiled)
     return model
 
 
@@ -306,7 +314,7 @@ def growth_of(model: nn.Module) -> Growth:
     Raises:
         SiteError: the model is not wrapped, or was compiled after it was wrapped.
     """
-    growth = _GROWN.get(_plain(model))
+    growth: Growth | None = _plain(model).__dict__.get(_ATTRIBUTE)
     if growth is None:
         raise SiteError("the model is not wrapped; call esper.wrap(model, ...) first")
     if is_compiled(model) and not growth.compiled:
@@ -335,7 +343,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if site.slot is not None:
             site.slot.close()
         site.seed, site.fossils, site.pending, site.slot = None, [], None, None
-    del _GROWN[growth.model]
+    del growth.model.__dict__[_ATTRIBUTE]
     return model
 
 

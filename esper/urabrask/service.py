@@ -120,7 +120,8 @@ def handle(library: Library, claim: KernelClaim, stop: threading.Event) -> int:
         EsperError: the library's or this machine's fault; the kernel was given back.
     """
     breaker = CircuitBreaker("urabrask_validation")
-    return _handle(library, claim, stop, LEASE_SECONDS, Limits(), breaker, PATIENCE_SECONDS)
+    return _handle(library, claim, stop, LEASE_SECONDS, Limits(), breaker, PATIENCE_SECONDS,
+                   Standing(library))
 
 
 def _handle(

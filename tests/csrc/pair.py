@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.loader import Ready
 from esper.kasmina.native import open_kernel
 from esper.leyline.blueprint import BlueprintIR, C, Node, Op, Width
 from esper.leyline.signature import SiteKind, SiteSignature
@@ -104,7 +105,7 @@ class PairLoader:
             torch.manual_seed(seed)
             values = [p.detach() for p in parameters()]
         future: Future[Any] = Future()
-        future.set_result((opened(BLUEPRINT, signature, self._kernel), values))
+        future.set_result(Ready(opened(BLUEPRINT, signature, self._kernel), values))
         return future
 
     def close(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 import esper.kasmina.growth as kasmina
-from esper.errors import IllegalTransition, SiteError
+from esper.errors import ArtifactCorrupt, IllegalTransition, SiteError
 from esper.kasmina.export import export
 from esper.kasmina.sites import suggest_sites
 from esper.leyline.command import Action
@@ -206,11 +208,33 @@ def test_a_failing_kernel_leaves_the_host_alone_and_is_reported() -> None:
     assert failed and failed[0][0] == "k-test" and "the kernel broke" in failed[0][1]
 
 
-def test_a_kernel_that_cannot_be_loaded_is_culled() -> None:
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [(FileNotFoundError("no such blob"), False), (ArtifactCorrupt("a bit flipped"), True)],
+)
+def test_a_kernel_that_cannot_be_loaded_is_culled(error: Exception, blamed: bool) -> None:
     model, growth, x = wrapped("mlp")
-    germinate(growth, "1", ReadyLoader(error=FileNotFoundError("no such blob")))
+    failed, told = [], []
+    growth.on_failure = lambda seed, reason: failed.append(reason)
+    growth.observers.append(told.append)
+    growth.embargo_epochs = 1
+    germinate(growth, "1", ReadyLoader(error=error))
     assert growth.sites["1"].state is SeedState.CULLED
+    assert bool(failed) == blamed
     assert model(x).isfinite().all()
+    growth.end_epoch()
+    assert growth.sites["1"].state is SeedState.DORMANT
+    assert len({t.trace_id for t in told}) == 1, "the whole life of a seed is one trace"
+
+
+def test_a_wrapped_model_is_not_kept_alive() -> None:
+    model, growth, _ = wrapped("mlp")
+    # As the hooks of a session lead back to its model.
+    growth.on_failure = lambda seed, reason, host=model: host.eval()
+    gone = weakref.ref(model)
+    del model, growth
+    gc.collect()
+    assert gone() is None
 
 
 def test_fossils_stack_and_keep_growing_from_the_same_site() -> None:

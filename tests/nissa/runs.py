@@ -173,7 +173,7 @@ def write_run(folder: Path, control: bool = True, gain: bool = True) -> Path:
                 action = Action.GERMINATE if after is S.GERMINATED else Action.ADVANCE
                 if after is S.DORMANT:  # nobody commands the end of an embargo
                     log.observe(Transition(
-                        trace_id="embargo", site=site, kernel_id=None, before=before, after=after,
+                        trace_id=trace, site=site, kernel_id=None, before=before, after=after,
                         trigger=trigger, step=step, epoch=int(epoch)))
                     continue
                 log.observe(Command(trace_id=trace, action=action, site=site, reason=trigger,
