@@ -8,8 +8,9 @@ namespace esper {
 // own, which no fork hands on: a child that is made while another thread opens a library can never
 // open one itself, and a worker of a data loader would hang at its first import.
 //
-// Any number may live at a time. Whoever holds one must not fork, nor wait for Python's lock: a
-// Python thread that forks holds that.
+// Any number may live at a time. Whoever holds one must not wait for Python's lock: a Python thread
+// that forks holds that. A thread that forks below its own lock, as a library can that forks when it
+// is opened, does not wait for itself.
 class LinkerLock {
  public:
   LinkerLock();

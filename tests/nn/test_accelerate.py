@@ -48,7 +48,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, float]]:
     def compare(fast: Any, plain: Any, *, budget_seconds: float) -> Comparison:
         fast(), plain()
         ratio = ratios[len(latest[-1].ir.nodes)]
-        return Comparison(ratio, ratio - 0.1, ratio + 0.1, (1.0,), (ratio,))
+        return Comparison(ratio, ratio - 0.1, ratio + 0.1, (1.0,), (ratio,), (), "rounds", "")
 
     monkeypatch.setattr(Provider, "kernel", kernel)
     monkeypatch.setattr(HERE, "compare", compare)
