@@ -48,6 +48,7 @@ lint: setup
 
 bench: setup
 	mkdir -p benchmarks/results
+	$(BIN)/python -m pip install -q --disable-pip-version-check peft
 	$(BIN)/python -m pytest -q benchmarks --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks.page benchmarks/results/latest.json benchmarks/results/latest.html
 
