@@ -113,11 +113,12 @@ def _export_only_the_interface() -> None:
     """
     from torch._inductor import cpp_builder
 
-    if not cpp_builder.is_gcc():  # clang has no unique symbols, and no such flag
+    builder: Any = cpp_builder  # what its functions are given differs from one torch to the next
+    if not builder.is_gcc():  # clang has no unique symbols, and no such flag
         return
-    flags = cpp_builder._get_shared_cflags
-    cpp_builder._get_shared_cflags = lambda do_link: [
-        *flags(do_link), "fvisibility=hidden", "fvisibility-inlines-hidden", "fno-gnu-unique"
+    flags = builder._get_shared_cflags
+    builder._get_shared_cflags = lambda *given: [
+        *flags(*given), "fvisibility=hidden", "fvisibility-inlines-hidden", "fno-gnu-unique"
     ]
 
 
