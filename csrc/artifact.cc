@@ -251,7 +251,8 @@ c10::intrusive_ptr<SeedKernel> OpenArtifact(const Artifact& artifact,
   // Once mapped, the files are not needed.
   auto kernel = c10::make_intrusive<SeedKernel>(
       folder.Write("forward.so", members.forward), folder.Write("backward.so", members.backward),
-      convention.backward_inputs, convention.gradients, convention.device, convention.dtype);
+      convention.backward_inputs, convention.gradients, convention.device, convention.dtype,
+      convention.shapes);
   kernel->papers = {std::string(members.manifest), std::string(members.blueprint),
                     members.forward.size() + members.backward.size()};
   return kernel;

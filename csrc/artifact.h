@@ -56,6 +56,7 @@ struct Convention {
   std::vector<int64_t> gradients;
   std::string device;
   std::string dtype;
+  std::vector<std::vector<int64_t>> shapes;
 };
 
 // Opens the code of an artifact, from a folder that only this user can enter and that is gone on

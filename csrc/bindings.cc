@@ -32,13 +32,16 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](const std::string& forward_so, const std::string& backward_so,
                        const std::vector<std::string>& backward_inputs,
                        std::vector<int64_t> gradients, const std::string& device,
-                       const std::string& dtype) {
+                       const std::string& dtype,
+                       std::vector<std::vector<int64_t>> shapes) {
              py::gil_scoped_release no_gil;
              return c10::make_intrusive<esper::SeedKernel>(
-                 forward_so, backward_so, backward_inputs, std::move(gradients), device, dtype);
+                 forward_so, backward_so, backward_inputs, std::move(gradients), device, dtype,
+                 std::move(shapes));
            }),
            py::arg("forward_so"), py::arg("backward_so"), py::arg("backward_inputs"),
-           py::arg("gradients"), py::arg("device") = "cpu", py::arg("dtype") = "float32")
+           py::arg("gradients"), py::arg("device") = "cpu", py::arg("dtype") = "float32",
+           py::arg("shapes") = std::vector<std::vector<int64_t>>())
       .def(
           "__call__",
           [](esper::SeedKernel& self, const at::Tensor& h, const std::vector<at::Tensor>& params,

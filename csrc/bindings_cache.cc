@@ -123,13 +123,14 @@ void BindCache(py::module_& m) {
               "open",
               [](KernelCache& self, KernelCache::Sealed artifact,
                  std::vector<std::string> backward_inputs, std::vector<int64_t> gradients,
-                 std::string device, std::string dtype) {
+                 std::string device, std::string dtype,
+                 std::vector<std::vector<int64_t>> shapes) {
                 return self.Open(std::move(artifact),
                                  {std::move(backward_inputs), std::move(gradients),
-                                  std::move(device), std::move(dtype)});
+                                  std::move(device), std::move(dtype), std::move(shapes)});
               },
               py::arg("artifact"), py::arg("backward_inputs"), py::arg("gradients"),
-              py::arg("device"), py::arg("dtype"), NoGil())
+              py::arg("device"), py::arg("dtype"), py::arg("shapes"), NoGil())
           .def("evict", &KernelCache::Evict, py::arg("digest"), NoGil())
           .def("statistics",
                [](const KernelCache& self) { return ToDict(self.Statistics()); })

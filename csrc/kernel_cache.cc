@@ -97,7 +97,7 @@ template class Pending<KernelCache::Sealed>;
 template class Pending<KernelCache::Kernel>;
 
 KernelCache::KernelCache(uint64_t max_bytes, uint64_t max_count, size_t threads)
-    : cache_(max_bytes, max_count), pool_(threads) {
+    : cache_(max_bytes, max_count), pool_(std::max<size_t>(threads, 1)) {
   ForkGuard::Add(this);
 }
 

@@ -31,6 +31,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include "slot.h"
@@ -146,6 +147,9 @@ bool Carries(const Trip& trip, const at::Tensor& tensor) {
 
 // As a tensor of its own, laid out as the compiler was told.
 at::Tensor AsResult(const at::Tensor& x, const at::Tensor& like, bool shared) {
+  TORCH_CHECK(x.sizes() == like.sizes(), "a slot was given ", like.sizes(), " and has ", x.sizes());
+  // A dense tensor's like has its strides, others' get those of a contiguous one.
+  if (!shared && like.is_non_overlapping_and_dense() && x.strides() == like.strides()) return x;
   at::Tensor out = at::empty_like(like);
   if (!shared && x.strides() == out.strides()) return x;
   return out.copy_(x);
@@ -166,6 +170,8 @@ std::tuple<at::Tensor, at::Tensor> SlotForward(const at::Tensor& h, int64_t numb
       seed->kernel->CheckInputs(in, seed->params, how.alpha, how.mode);
       Forward forward =
           RunSeedForward(*seed->kernel, in, seed->params, training ? 1.0 : how.alpha, learn);
+      TORCH_CHECK(forward.out.sizes() == in.sizes(), "the kernel gave ", forward.out.sizes(),
+                  " for ", in.sizes(), "; it is not made for this site");
       if (learn) trip.push_back(MakeLeg(seed, how, std::move(forward.saved), h));
       if (training) continue;
       seed->MeasureDrift(in, forward.out);
@@ -237,6 +243,8 @@ struct SlotNode : torch::autograd::Function<SlotNode> {
     auto [g, nothing] = CallBackward(grads[0], ctx->get_saved_variables()[0],
                                      ctx->saved_data["ticket"].toTensor());
     if (!ctx->saved_data["anchored"].toBool()) nothing = at::Tensor();
+    // As autograd frees what it saved: a loss that is kept must not keep every activation.
+    if (!torch::autograd::get_current_graph_task_keep_graph()) ctx->saved_data.erase("ticket");
     return {g, nothing, at::Tensor()};
   }
 };

@@ -21,6 +21,15 @@ int64_t VersionOf(const at::Tensor& tensor) {
   return !tensor.defined() || tensor.is_inference() ? 0 : tensor._version();
 }
 
+bool RequiresGrad(const at::Tensor& tensor) { return tensor.requires_grad(); }
+
+// Whether this backward is to leave gradients in leaves: backward() is, and torch.autograd.grad,
+// or backward with inputs=, asks for some tensors' gradients and must change nothing else.
+bool AccumulatesHere() {
+  const auto* const only = torch::autograd::get_current_graph_task_exec_info();
+  return only == nullptr || only->empty();
+}
+
 // By way of the parameter's own accumulation node: it takes the gradient over where it may, keeps
 // to the parameter's layout, locks, and calls the hooks that wait for a gradient.
 void Accumulate(const at::Tensor& param, at::Tensor gradient) {
@@ -97,7 +106,7 @@ at::Tensor RunningSeed::Call(const at::Tensor& h) {
   if (how.mode == Mode::kTraining && !grad) return h;
   try {
     if (how.mode == Mode::kTraining && h.requires_grad()) {
-      Learn(h);
+      if (std::any_of(params.begin(), params.end(), RequiresGrad)) Learn(h);
       return h;
     }
     at::Tensor out = kernel->Run(h, params, how.alpha, how.mode);
@@ -146,6 +155,11 @@ void RunningSeed::Learn(const at::Tensor& h) {
     lesson->saved = Kept(RunSeedForward(*kernel, copy, params, 1.0, true).saved);
   }
   h.register_hook([lesson](const at::Tensor& grad) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "a second derivative was asked for (create_graph=True) through a compiled seed; "
+                "its backward is compiled too and has no derivative. Leave create_graph off, or "
+                "cull the seed first");
+    if (!AccumulatesHere()) return;
     try {
       TORCH_CHECK(!lesson->over,
                   "the graph was gone through a second time, after the seed had let go of what its "
@@ -167,7 +181,10 @@ void RunningSeed::Learn(const at::Tensor& h) {
 at::Tensor RunningSeed::Backward(Tensors saved, const at::Tensor& grad, double alpha, Mode mode) {
   at::AutoGradMode no_grad(false);
   std::vector<bool> needs(params.size() + 1, true);
-  for (size_t i = 1; i < needs.size(); ++i) needs[i] = params[i - 1].requires_grad();
+  const bool accumulates = AccumulatesHere();
+  for (size_t i = 1; i < needs.size(); ++i) {
+    needs[i] = accumulates && params[i - 1].requires_grad();
+  }
   Tensors found = RunSeedBackward(*kernel, std::move(saved), grad.to(kernel->dtype()), alpha,
                                   mode, needs);
   for (size_t i = 1; i < needs.size(); ++i) {

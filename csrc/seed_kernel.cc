@@ -55,6 +55,12 @@ at::ScalarType ParseDtype(const std::string& text) {
                     "; it must be float32, float64, bfloat16 or float16");
 }
 
+// Compiled code does not check what it reads: other sizes would be read beyond their end.
+bool Fits(at::IntArrayRef sizes, const std::vector<int64_t>& shape) {
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end(),
+                    [](int64_t size, int64_t wanted) { return wanted < 0 || size == wanted; });
+}
+
 // Compiled code calls back into torch's operators. An autocast that surrounds the training step
 // must not reach those: it would change the types that the code was compiled for.
 std::vector<at::Tensor> RunModel(
@@ -107,8 +113,12 @@ SeedKernel::SeedKernel(
     const std::vector<std::string>& backward_inputs,
     std::vector<int64_t> gradients,
     const std::string& device,
-    const std::string& dtype)
-    : gradients_(std::move(gradients)), device_(device), dtype_(ParseDtype(dtype)) {
+    const std::string& dtype,
+    std::vector<std::vector<int64_t>> shapes)
+    : gradients_(std::move(gradients)),
+      device_(device),
+      dtype_(ParseDtype(dtype)),
+      shapes_(std::move(shapes)) {
   TORCH_CHECK_VALUE(!gradients_.empty(),
                     "gradients is empty; it has one entry for h and one for each parameter");
   for (const auto index : gradients_) {
@@ -116,6 +126,9 @@ SeedKernel::SeedKernel(
                       "; an entry is an index of a backward output, or -1 for none");
     backward_outputs_ = std::max(backward_outputs_, static_cast<size_t>(index + 1));
   }
+  TORCH_CHECK_VALUE(shapes_.empty() || shapes_.size() == gradients_.size(), "shapes has ",
+                    shapes_.size(), " entries; it has one for h and one for each parameter, ",
+                    gradients_.size(), " in all");
   const size_t forward_inputs = gradients_.size() + 1;  // h and the parameters, and alpha
   for (const auto& text : backward_inputs) {
     sources_.push_back(Source::Parse(text, forward_inputs));
@@ -163,6 +176,12 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
   TORCH_CHECK_VALUE(h.scalar_type() == dtype_, "the kernel is compiled for ", dtype_, ", h is ",
                     h.scalar_type(),
                     "; choose a kernel for that type, or convert the model before it grows");
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    const at::Tensor& given = i == 0 ? h : params[i - 1];
+    TORCH_CHECK_VALUE(Fits(given.sizes(), shapes_[i]), i == 0 ? "h" : "a parameter", " is of ",
+                      given.sizes(), ", the kernel is compiled for ", at::IntArrayRef(shapes_[i]),
+                      " (-1: any); choose a kernel for that site");
+  }
   TORCH_CHECK_VALUE(mode == Mode::kTraining || (alpha >= 0.0 && alpha <= 1.0), "alpha is ",
                     alpha, "; it must be within 0 and 1");
 }

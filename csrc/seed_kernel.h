@@ -67,7 +67,8 @@ class AlphaCache {
 class SeedKernel : public torch::CustomClassHolder {
  public:
   // Opens both libraries. `device` is "cpu", "cuda" or "cuda:N"; `dtype` is the element type of
-  // h and the parameters: "float32", "float64", "bfloat16" or "float16".
+  // h and the parameters: "float32", "float64", "bfloat16" or "float16". `shapes` are the sizes of
+  // h and of each parameter, -1 where any will do; where it is empty they are not checked.
   // Throws c10::ValueError for a convention that cannot hold, c10::Error for a library that
   // cannot be opened.
   SeedKernel(
@@ -76,7 +77,8 @@ class SeedKernel : public torch::CustomClassHolder {
       const std::vector<std::string>& backward_inputs,
       std::vector<int64_t> gradients,
       const std::string& device,
-      const std::string& dtype);
+      const std::string& dtype,
+      std::vector<std::vector<int64_t>> shapes = {});
   ~SeedKernel() override;
 
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
@@ -113,6 +115,7 @@ class SeedKernel : public torch::CustomClassHolder {
   const std::vector<int64_t> gradients_;
   const at::Device device_;
   const at::ScalarType dtype_;
+  const std::vector<std::vector<int64_t>> shapes_;
   std::vector<Source> sources_;
   size_t forward_outputs_ = 1;   // at least this many are needed
   size_t backward_outputs_ = 0;  // at least this many are needed

@@ -335,8 +335,14 @@ def open_artifact(
         list(manifest.gradients),
         manifest.signature.device,
         manifest.signature.dtype.value,
+        _shapes(manifest),
     ).wait()
     return OpenedKernel(manifest, ir, kernel)
+
+
+def _shapes(manifest: Manifest) -> list[list[int]]:
+    """Of h and of each parameter, -1 for batch and space, which are any."""
+    return [list(manifest.signature.shape(-1, -1)), *(list(p.shape) for p in manifest.parameters)]
 
 
 def _check_wanted(
@@ -376,5 +382,6 @@ def _open_code(artifact: Artifact) -> Kernel:
             list(manifest.gradients),
             manifest.signature.device,
             manifest.signature.dtype.value,
+            _shapes(manifest),
         )
         return kernel

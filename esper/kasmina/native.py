@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -140,6 +140,7 @@ def open_kernel(
     gradients: list[int],
     device: str,
     dtype: str = "float32",
+    shapes: Sequence[Sequence[int]] = (),
 ) -> Kernel:
     """Open a compiled pair as `kernel(h, params, alpha, mode) -> Tensor`.
 
@@ -152,6 +153,8 @@ def open_kernel(
         device: "cpu", "cuda" or "cuda:N".
         dtype: element type of h and the parameters, by its torch name. A call with another is
             refused: compiled code would take its bytes for the type it was made for.
+        shapes: sizes of h and of each parameter, -1 where any will do. A call with others is
+            refused: compiled code would read beyond their end. Empty: not checked.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -163,6 +166,5 @@ def open_kernel(
         from esper.kasmina.plain_kernel import SeedKernel
 
         make = SeedKernel
-    return cast(
-        "Kernel", make(forward_so, backward_so, backward_inputs, gradients, device, dtype)
-    )
+    return cast("Kernel", make(forward_so, backward_so, backward_inputs, gradients, device, dtype,
+                               [list(shape) for shape in shapes]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ class SeedKernel:
         gradients: list[int],
         device: str = "cpu",
         dtype: str = "float32",
+        shapes: Sequence[Sequence[int]] = (),
     ) -> None:
         if not gradients:
             raise ValueError(
@@ -104,7 +106,12 @@ class SeedKernel:
             raise ValueError(
                 f"dtype is {dtype}; it must be float32, float64, bfloat16 or float16"
             )
-        self.gradients = tuple(gradients)
+        if shapes and len(shapes) != len(gradients):
+            raise ValueError(
+                f"shapes has {len(shapes)} entries; it has one for h and one for each parameter, "
+                f"{len(gradients)} in all"
+            )
+        self.gradients, self._shapes = tuple(gradients), shapes
         self.sources = [_parse(text, len(gradients) + 1) for text in backward_inputs]
         self.alphas = _Alphas()
         self._device = torch.device(device)
@@ -192,6 +199,17 @@ class SeedKernel:
                 f"the kernel is compiled for {self._dtype}, h is {h.dtype}; choose a kernel for "
                 "that type, or convert the model before it grows"
             )
+        # Nor does it check sizes: others would be read beyond their end.
+        for what, given, shape in zip(
+            ("h", *("a parameter" for _ in params)), (h, *params), self._shapes, strict=False
+        ):
+            if len(given.shape) != len(shape) or any(
+                wanted not in (-1, size) for size, wanted in zip(given.shape, shape, strict=True)
+            ):
+                raise ValueError(
+                    f"{what} is of {list(given.shape)}, the kernel is compiled for {list(shape)} "
+                    "(-1: any); choose a kernel for that site"
+                )
         if mode != TRAINING and not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}; it must be within 0 and 1")
 

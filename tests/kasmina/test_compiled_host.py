@@ -190,6 +190,10 @@ def test_measurements_guards_and_rollback() -> None:
     growth.obey(command(Action.ADVANCE, "2"))
     run.step(4)
     assert mean_loss(model, loss_fn, [data]) != before
+    grads = [p.grad.clone() for p in seed.params]
+    site_scores(model, growth, loss_fn, data)
+    for p, g in zip(seed.params, grads, strict=True):
+        assert torch.equal(p.grad, g), "autograd.grad asks, and leaves nothing behind"
     loss_fn(model, data).backward()
     assert session.step(torch.tensor(float("nan"))) is False
     assert growth.sites["2"].state is SeedState.DORMANT  # no embargo here
@@ -226,7 +230,7 @@ def test_a_failing_kernel_is_culled_and_the_host_trains_on() -> None:
     run.step(2)
     growth.obey(command(Action.GERMINATE, "3"), ReadyLoader())  # type: ignore[arg-type]
     run.step()
-    assert "native kernels only" in triggers[-1], "why, and it is not the kernel's fault"
+    assert any("native kernels only" in t for t in triggers), "why, and not the kernel's fault"
     assert len(failures) == 1
     run.assert_one_graph()
 

@@ -215,6 +215,26 @@ def test_wrong_calls(kernel: Any, change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.slow
 @ANY
+@pytest.mark.parametrize("name", ["extension", "python"])
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [((3, 5, CHANNELS), None), ((3, CHANNELS - 1), None), ((3, CHANNELS), 1), ((3, CHANNELS), 2)],
+)
+def test_other_sizes_than_compiled_for_are_refused(
+    name: str, mode: int, given: tuple[int, ...], wrong: int | None
+) -> None:
+    params = parameters()
+    shapes = [[-1, CHANNELS], *(list(p.shape) for p in params)]
+    kernel = face(name)(*compile_pair(), BACKWARD_INPUTS, GRADIENTS, "cpu", "float32", shapes)
+    kernel(torch.randn(3, CHANNELS), params, 0.5, mode)
+    if wrong is not None:
+        params[wrong] = params[wrong].detach()[:-1].clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"compiled for .*; choose a kernel for that site"):
+        kernel(torch.randn(given), params, 0.5, mode)
+
+
+@pytest.mark.slow
+@ANY
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_model_converted_as_a_whole_is_refused(
     kernel: Any, mode: int, dtype: torch.dtype
