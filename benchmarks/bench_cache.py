@@ -24,7 +24,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.bench_open import IR, SITE
 from esper.kasmina.artifact import OpenedKernel, open_artifact
-from esper.kasmina.cache import kernel_cache
+from esper.kasmina.cache import _made, kernel_cache
 from esper.leyline.artifact import Pipeline
 from esper.tezzeret.compile import compile_artifact
 
@@ -147,7 +147,7 @@ def test_miss(benchmark: BenchmarkFixture, file: tuple[Path, str]) -> None:
         pytest.skip("the extension is not built for this environment (see `esper doctor`)")
 
     def forget() -> None:  # the next round finds a cache that has nothing, its threads not started
-        kernel_cache.cache_clear()
+        _made.cache_clear()
         kernel_cache()
 
     benchmark.pedantic(open_artifact, args=(*file, SITE), rounds=50, warmup_rounds=3, setup=forget)
