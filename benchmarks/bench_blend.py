@@ -134,6 +134,11 @@ def beside(benchmark: Any, calls: dict[str, Call], ours: str, peer: str, size: i
     pair = alternate(calls[ours], calls[peer], rounds=rounds_for(size) + 14,
                      inner=inner_for(size))
     note_speed(benchmark, pair, peer=peer, target=target)
+    info, what = benchmark.extra_info, benchmark.name.partition("[")[0].removeprefix("test_")
+    label = f"{what.partition('_beside')[0].replace('_', ' ')}, {dtype}, {size // MIB} MiB"
+    limit = " (memory's bandwidth)" if peer == "triad" else ""
+    info["speedups"] = {f"blend, times as fast as {peer}{limit}": {
+        label: [info["ratio"], info["low"], info["high"]]}}
     benchmark.pedantic(calls[ours], rounds=3)
 
 

@@ -41,6 +41,10 @@ from esper.leyline.signature import SiteKind, SiteSignature
 
 CHANNELS, BATCHES, ROUNDS = 64, (1, 16, 128, 1024), 40
 GRAFTING_ALPHA, FULL = 0.5, 2
+OURS = {"seed": "esper", "kernel": "esper, kernel with parameters", "slot": "esper, slot"}
+PEERS = {"custom_op": "torch.library.custom_op", "function": "torch.autograd.Function"}
+RUNNER = {"raw": "torch's runner", "direct": "direct from C++"}
+PEFT = {"peft": "peft, over its arithmetic by hand"}
 Call = Callable[[], Any]
 
 _DIRECT = """
@@ -145,6 +149,24 @@ def quantiles(seconds: list[float]) -> tuple[float, float]:
     return 1e6 * float(low), 1e6 * float(middle)
 
 
+def overhead(rows: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
+    """For the page: what the calls in `names`, under these names, take over the runner alone."""
+    return {
+        f"call overhead, {kind}": by_batch(rows, kind, names, "over_median_us")
+        for kind in ("forward", "forward with a graph")
+    }
+
+
+def by_batch(rows: list[dict[str, Any]], kind: str, names: dict[str, str],
+             what: str) -> dict[str, Any]:
+    return {
+        "size_unit": f"batch, {CHANNELS} channels", "limits": ["direct from C++"],
+        "lines": {shown: points for call, shown in names.items()
+                  if (points := [[r["batch"], r[what] / 1e6] for r in rows
+                                 if r["kind"] == kind and r["call"] == call])},
+    }
+
+
 def show(rows: list[dict[str, Any]], over: str) -> None:
     for r in rows:
         print(f"{r['kind']:22} {r['call']:10} batch {r['batch']:5}  median {r['median_us']:8.2f}, "
@@ -204,7 +226,10 @@ def test_call_overhead_by_size(benchmark: Any, code: Any) -> None:
     slot.close()
     print()
     show(rows, "raw")
-    benchmark.extra_info.update(target="seed <= raw + 3 us", channels=CHANNELS, rows=rows)
+    whole = {f"call, {kind}": by_batch(rows, kind, OURS | PEERS | RUNNER, "median_us")
+             for kind in ("forward", "forward with a graph", "forward and backward")}
+    benchmark.extra_info.update(target="seed <= raw + 3 us", channels=CHANNELS, rows=rows,
+                                series=whole | overhead(rows, OURS | PEERS))
     benchmark.pedantic(lambda: running(torch.randn(16, CHANNELS)), rounds=50, iterations=20)
 
 
@@ -240,5 +265,6 @@ def test_peft_wrapper_by_size(benchmark: Any) -> None:
     print()
     show(rows, "by hand")
     benchmark.extra_info.update(peft=peft.__version__, rows=rows,
-                                unit="us over the same arithmetic by hand")
+                                unit="us over the same arithmetic by hand",
+                                series=overhead(rows, PEFT))
     benchmark.pedantic(lambda: layer(torch.randn(16, CHANNELS)), rounds=50, iterations=20)

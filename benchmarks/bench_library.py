@@ -38,7 +38,7 @@ def blueprint(n: int) -> BlueprintIR:
 def rate(benchmark: Any, operations: int, what: str, target: str | None = None) -> None:
     """Note operations a second, from the median round, and print them."""
     per_second = operations / benchmark.stats.stats.median
-    benchmark.extra_info.update(per_second=per_second, what=what, target=target)
+    benchmark.extra_info.update(per_second=per_second, what=what, target=target, calls=operations)
     print(f"\n{benchmark.name}: {per_second:,.0f} {what} a second; target {target or 'none'}")
 
 

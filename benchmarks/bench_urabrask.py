@@ -93,7 +93,15 @@ def test_speed_of_validated_kernels(
         target=">= 1.35 times eager (STANDARD); no kernel tagged fast below 1.05",
         over_eager=over_eager, over_compile=over_compile,
         kernels={name: (r.speedup, r.speedup_over_compile) for name, r in reports.items()},
-        measurements=to_benchmark_json(list(reports.values()))["benchmarks"])
+        measurements=to_benchmark_json(list(reports.values()))["benchmarks"],
+        untimed=True, speedups={
+            "validated kernels, times as fast as eager": {
+                f"{name}, batch {m.batch}": [m.speedup, m.low, m.high]
+                for name, r in reports.items() for m in r.measurements},
+            "validated kernels, times as fast as torch.compile": {
+                name: [r.speedup_over_compile, None, None]
+                for name, r in reports.items() if r.speedup_over_compile is not None},
+        })
     for name, r in reports.items():
         shapes = ", ".join(f"{m.batch}: {m.speedup:.2f} [{m.low:.2f}, {m.high:.2f}]"
                            for m in r.measurements)

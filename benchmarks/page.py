@@ -6,8 +6,17 @@ Read from the JSON of pytest-benchmark. What a benchmark says of itself in `extr
     contestant                 who was timed, "esper" for ours; others are peers
     limit                      true where it is no peer but a bound, as memory bandwidth is
     size, size_unit            how large the input was; a group with several is drawn as lines
+    calls                      how many calls a timed round makes, where it is a loop; one if not
+    untimed                    true where the timed function is the measuring itself, so that its
+                               time is nobody's; what was found is then in the next two
+    series                     {group: {"size_unit": unit, "limits": [contestant, ...],
+                               "lines": {contestant: [[size, seconds], ...]}}}: medians per call
+                               of several contestants; size is null where there is but one
+    speedups                   {group: {label: [times as fast, low, high]}}: ours beside one peer,
+                               with its interval, or with null for both where it has none
 
-Benchmarks with one `group` and one size are drawn side by side.
+Benchmarks with one `group` and one size are drawn side by side. Groups of one name are one plot,
+whichever benchmarks they come from. A contestant whose name begins with "esper" is ours too.
 """
 
 from __future__ import annotations
@@ -15,11 +24,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
@@ -27,8 +37,11 @@ import matplotlib
 matplotlib.use("svg")
 from markupsafe import Markup
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 OURS, PEER, LIMIT = "#1f5fbf", "#8a8f98", "#c0392b"
+BLUES = (OURS, "#6fa3e8", "#0d2f66", "#4f7f9f")
+PEERS = ("#e08a1e", "#3b8f4b", "#8e5ea2", "#8a8f98", "#a8763e", "#c2528b")
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -47,8 +60,12 @@ class Timed:
     high: float
 
     @property
+    def is_ours(self) -> bool:
+        return self.contestant.startswith("esper")
+
+    @property
     def colour(self) -> str:
-        return LIMIT if self.is_limit else OURS if self.contestant == "esper" else PEER
+        return LIMIT if self.is_limit else OURS if self.is_ours else PEER
 
 
 @dataclass(frozen=True)
@@ -73,21 +90,46 @@ class Ratio:
         return {"<=": self.value <= limit, ">=": self.value >= limit}.get(sign)
 
 
-def read(results: dict[str, Any]) -> tuple[list[Timed], list[Ratio]]:
+Speedups = dict[str, tuple[float, float, float]]
+"""By label: times as fast as the peer, and its interval; NaN where there is none."""
+
+
+class Results(NamedTuple):
+    timed: list[Timed]
+    ratios: list[Ratio]
+    speedups: dict[str, Speedups]
+
+
+def read(results: dict[str, Any]) -> Results:
     """What a results file of pytest-benchmark holds; benchmarks without a group go by name."""
-    timed, ratios = [], []
+    timed: list[Timed] = []
+    ratios: list[Ratio] = []
+    speedups: dict[str, Speedups] = defaultdict(dict)
     for bench in results["benchmarks"]:
         info, stats = bench["extra_info"], bench["stats"]
-        timed.append(Timed(
-            name=bench["name"], group=bench["group"] or bench["fullname"].partition("[")[0],
-            contestant=str(info.get("contestant", "esper")), is_limit=bool(info.get("limit")),
-            size=info.get("size"), size_unit=str(info.get("size_unit", "")),
-            median=stats["median"], low=stats["q1"], high=stats["q3"],
-        ))
+        if not info.get("untimed"):
+            calls = info.get("calls", 1)
+            timed.append(Timed(
+                name=bench["name"], group=bench["group"] or bench["fullname"].partition("[")[0],
+                contestant=str(info.get("contestant", "esper")), is_limit=bool(info.get("limit")),
+                size=info.get("size"), size_unit=str(info.get("size_unit", "")),
+                median=stats["median"] / calls, low=stats["q1"] / calls, high=stats["q3"] / calls,
+            ))
+        for group, plot in info.get("series", {}).items():
+            timed += [
+                Timed(bench["name"], group, contestant, contestant in plot.get("limits", ()), size,
+                      plot["size_unit"], seconds, seconds, seconds)
+                for contestant, points in plot["lines"].items() for size, seconds in points
+            ]
+        for group, found in info.get("speedups", {}).items():
+            speedups[group] |= {
+                label: (value, *(math.nan if end is None else end for end in interval))
+                for label, (value, *interval) in found.items()
+            }
         if "ratio" in info:
             ratios.append(Ratio(bench["name"], info["ratio"], info["low"], info["high"],
                                 str(info.get("target", "")), str(info.get("unit", ""))))
-    return timed, ratios
+    return Results(timed, ratios, dict(speedups))
 
 
 def _drawn(figure: Any) -> str:
@@ -99,6 +141,8 @@ def _drawn(figure: Any) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 0:
+        return f"-{_time(-seconds)}"
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -110,7 +154,7 @@ def bars(group: Iterable[Timed]) -> str:
     rows = sorted(group, key=lambda t: t.median, reverse=True)
     shown, limits = [r for r in rows if not r.is_limit], [r for r in rows if r.is_limit]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.34 * max(1, len(shown))))
-    names = [f"{r.contestant}" if r.contestant != "esper" else r.name for r in shown]
+    names = [r.contestant if r.contestant != "esper" else r.name for r in shown]
     axes.barh(range(len(shown)), [r.median for r in shown], color=[r.colour for r in shown],
               xerr=([r.median - r.low for r in shown], [r.high - r.median for r in shown]),
               error_kw={"elinewidth": 1, "ecolor": "#333"})
@@ -119,40 +163,74 @@ def bars(group: Iterable[Timed]) -> str:
         axes.annotate(f" {_time(row.median)}", (row.high, place), va="center", fontsize=8)
     for row in limits:
         axes.axvline(row.median, color=LIMIT, linestyle="--", linewidth=1)
-        axes.annotate(f" {row.contestant}: {_time(row.median)}", (row.median, -0.5), fontsize=8,
-                      color=LIMIT)
-    axes.xaxis.set_major_formatter(lambda value, _: _time(value) if value > 0 else "0")
+        axes.annotate(f" {row.contestant}: {_time(row.median)}", (row.median, 1.0), fontsize=8,
+                      xycoords=("data", "axes fraction"), va="bottom", color=LIMIT)
+    axes.xaxis.set_major_formatter(lambda value, _: _time(value) if value else "0")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     return _drawn(figure)
 
 
 def lines(group: Iterable[Timed]) -> str:
-    """Time by size, both axes logarithmic, one line per contestant."""
+    """Time by size, both axes logarithmic, one line per contestant.
+
+    What is not above zero, as an overhead that drowned in the noise, has no place on such an axis:
+    the legend says it instead.
+    """
     by_contestant: dict[str, list[Timed]] = defaultdict(list)
     for row in group:
         if row.size:
             by_contestant[row.contestant].append(row)
     figure, axes = plt.subplots(figsize=(8, 4.2))
     unit = ""
-    for contestant, rows in sorted(by_contestant.items(), key=lambda item: item[0] != "esper"):
+    blues, others = iter(BLUES * len(by_contestant)), iter(PEERS * len(by_contestant))
+    for contestant, rows in sorted(by_contestant.items(),
+                                   key=lambda item: not item[0].startswith("esper")):
         rows.sort(key=lambda r: r.size or 0.0)
         unit = rows[0].size_unit
-        style = {"color": OURS, "linewidth": 2.2} if contestant == "esper" else {"linewidth": 1.2}
-        dash = "--" if rows[0].is_limit else "-"
-        axes.plot([r.size for r in rows], [r.median for r in rows], dash, marker="o",
-                  markersize=3, label=contestant, **style)
+        if rows[0].is_limit:
+            colour, width, dash = LIMIT, 1.2, "--"
+        else:
+            colour, width, dash = (
+                (next(blues), 2.2, "-") if rows[0].is_ours else (next(others), 1.2, "-"))
+        above, below = [r for r in rows if r.median > 0], [r for r in rows if r.median <= 0]
+        label = contestant + (
+            f" (at {', '.join(f'{r.size:g}: {_time(r.median)}' for r in below)})" if below else "")
+        axes.plot([r.size for r in above], [r.median for r in above], dash, marker="o",
+                  markersize=3, label=label, color=colour, linewidth=width)
     axes.set(xscale="log", yscale="log", xlabel=unit)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30))
     axes.yaxis.set_major_formatter(lambda value, _: _time(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="major")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _drawn(figure)
+
+
+def speedup_bars(found: Speedups) -> str:
+    """Times as fast as the peer, with intervals as whiskers; the line is the peer."""
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.34 * len(found)))
+    rows = list(reversed(found.items()))
+    values = [value for _, (value, _, _) in rows]
+    axes.barh(range(len(rows)), values, color=OURS,
+              xerr=([max(value - low, 0.0) for _, (value, low, _) in rows],
+                    [max(high - value, 0.0) for _, (value, _, high) in rows]),
+              error_kw={"elinewidth": 1, "ecolor": "#333"})
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    for place, (_, (value, _, high)) in enumerate(rows):
+        axes.annotate(f" {value:.2f}", (value if math.isnan(high) else high, place), va="center",
+                      fontsize=8)
+    axes.axvline(1.0, color="#333", linestyle="--", linewidth=1)
+    axes.margins(x=0.12)
+    axes.set_xlabel("times as fast")
     axes.spines[["top", "right"]].set_visible(False)
     return _drawn(figure)
 
 
 def write_page(results: dict[str, Any], target: Path) -> None:
     """Draw `results`, the parsed JSON of pytest-benchmark, into an HTML file for offline use."""
-    timed, ratios = read(results)
+    timed, ratios, speedups = read(results)
     groups: dict[str, list[Timed]] = defaultdict(list)
     for row in timed:
         groups[row.group].append(row)
@@ -161,6 +239,7 @@ def write_page(results: dict[str, Any], target: Path) -> None:
         sized = len({r.size for r in rows if r.size is not None}) > 1
         if sized or len(rows) > 1:
             charts.append((name, lines(rows) if sized else bars(rows)))
+    charts += [(name, speedup_bars(found)) for name, found in sorted(speedups.items())]
     machine = results["machine_info"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text())

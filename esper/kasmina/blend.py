@@ -50,7 +50,10 @@ def blend(h: Tensor, s: Tensor, alpha: float, *, reuse: bool = False) -> Tensor:
             view, an alias (`h`, say) or a tensor saved by what made `s` shares it, not where `s`
             is a leaf that requires a gradient or has a history under `no_grad`, and not where it
             is an inference tensor outside of inference mode. If `s` was used before and saved
-            for that use's backward, autograd raises there, as for any change in place.
+            for that use's backward, autograd raises there, as for any change in place. Only what
+            torch knows of can be seen: memory that came from outside (`torch.from_numpy`, a blob
+            in C++) counts as the tensor's own. So you must not have handed the memory of `s` to
+            anybody who still reads it: an array by `.numpy()` or DLPack, another process.
 
     Raises:
         ValueError: the tensors do not agree, or alpha is out of range; or ESPER_BLEND names an

@@ -16,6 +16,7 @@ that is closed after that.
 from __future__ import annotations
 
 import os
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -26,13 +27,21 @@ BYTES, KERNELS = "ESPER_CACHE_BYTES", "ESPER_CACHE_KERNELS"
 DEFAULTS = {BYTES: 1 << 30, KERNELS: 256}
 
 
-@lru_cache(maxsize=1)
+_first = threading.Lock()
+
+
 def kernel_cache() -> Any | None:
     """`esper._C.KernelCache`; None without the extension.
 
     Raises:
         ConfigError: a limit in the environment is not a positive number.
     """
+    with _first:  # lru_cache alone would let threads that come first make one each
+        return _made()
+
+
+@lru_cache(maxsize=1)
+def _made() -> Any | None:
     extension = native.extension()
     if extension is None:
         return None

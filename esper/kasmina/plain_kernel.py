@@ -21,7 +21,7 @@ _CONVENTION = (
     'an input of the backward is "in:I" (forward input), "out:K" (forward output) or "grad"; '
     "compile the kernel again with the compiler of this version"
 )
-_SECOND = (
+SECOND_DERIVATIVE = (
     "a second derivative was asked for (create_graph=True) through a compiled seed; its "
     "backward is compiled too and has no derivative. Leave create_graph off, or cull the seed "
     "first"
@@ -230,7 +230,7 @@ class _SeedFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(_SECOND)
+            raise RuntimeError(SECOND_DERIVATIVE)
         kernel, alpha, mode = ctx.call
         needs = ctx.needs_input_grad[3:]
         result: list[Tensor | None] = [None] * len(needs)

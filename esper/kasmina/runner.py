@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.native import extension
+from esper.kasmina.plain_kernel import SECOND_DERIVATIVE
 
 TRAINING, GRAFTING, FULL = 0, 1, 2  # modes of a kernel call
 
@@ -26,7 +27,11 @@ class Runner(Protocol):
     a host that learns. There the parameters' gradients are added to their `.grad` by a hook on the
     tensor, so `torch.autograd.grad` and DistributedDataParallel do not see them.
 
+    Parameters that require no gradient are left as they are.
+
     A kernel that raises is switched off for good, and `failure` says why; it is empty until then.
+    A second derivative (create_graph=True) is the caller's mistake and no failure: the backward
+    raises a RuntimeError.
     """
 
     def __call__(self, h: Tensor) -> Tensor: ...
@@ -93,17 +98,21 @@ class PlainRunner:
         h. So the very tensor of the host is what its next layer sees, in-place ones included,
         and whatever fails here stays here.
         """
-        params = self._params
-        out = self._kernel(h.detach().clone(), params, 1.0, FULL)
+        learning = [p for p in self._params if p.requires_grad]
+        if not learning:
+            return
+        out = self._kernel(h.detach().clone(), self._params, 1.0, FULL)
 
         def deliver(gradient: Tensor) -> None:
+            if torch.is_grad_enabled():
+                raise RuntimeError(SECOND_DERIVATIVE)
             try:
                 # Retained, for the host's graph may be; it goes when the host's does.
-                grads = torch.autograd.grad(out, params, gradient, retain_graph=True)
+                grads = torch.autograd.grad(out, learning, gradient, retain_graph=True)
             except Exception as e:
                 self.failure = f"backward: {e}"
                 return
-            for parameter, grad in zip(params, grads, strict=True):
+            for parameter, grad in zip(learning, grads, strict=True):
                 parameter.grad = grad if parameter.grad is None else parameter.grad + grad
 
         h.register_hook(deliver)

@@ -142,7 +142,7 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
             raise NoMatch("modules inside it are accelerated already")
         x = seen.example
         fast = prepare(name or kind, module, x, provider)
-        key = (fast.name, tuple(x.shape), bool(fast.only_eval),
+        key = (type(module), fast.name, tuple(x.shape), bool(fast.only_eval),
                any(p.requires_grad for p in module.parameters()))
         if key not in measured:
             measured[key] = _measure(module, fast, x)

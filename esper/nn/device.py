@@ -14,6 +14,7 @@ from torch import Tensor
 from esper.kasmina.artifact import Kernel
 from esper.leyline.blueprint import INPUT, BlueprintIR, Node, Op
 from esper.leyline.shapes import infer
+from esper.leyline.signature import SiteKind
 from esper.nn.trace import Match
 from esper.nn.values import NoMatch
 
@@ -35,6 +36,8 @@ def device_kernel(found: Match) -> tuple[Kernel, str]:
     if found.signature.device != "cuda" or not parts:
         raise NoMatch(f"there is no kernel for it on {found.signature.device}: compiled ones are "
                       "for cpu, Triton's for a gated MLP and a low-rank map on cuda")
+    if found.signature.kind is SiteKind.MAP:
+        raise NoMatch("its channels come before its pixels, Triton's kernels have channels last")
     if name == "low_rank" and ir.node(parts[0]).has_bias:
         raise NoMatch("its inner layer has a bias, Triton's low-rank map has none there")
     if found.signature.dtype == "float64":

@@ -69,6 +69,7 @@ class Fast:
         self._device, self._channels = signature.device, signature.channels
         self._axis = 1 if signature.kind == "map" else -1
         self._module = module
+        self._shapes = tuple(module.get_parameter(name).shape for name, _ in self._weights)
         own = module.__dict__.get("forward")
         self.prior: Callable[..., Any] | None = own
         self._bound = False
@@ -82,12 +83,11 @@ class Fast:
         self._inner = [m for m in module.modules() if m is not module]
         self._links = [(parent._modules, name, child) for parent in module.modules()
                        for name, child in parent._modules.items() if child is not None]
-        self._sources: list[tuple[dict[str, Any], str, tuple[int, ...] | None]] = []
-        for path, shape in self._weights:
+        self._sources: list[tuple[dict[str, Any], str, torch.Size, tuple[int, ...] | None]] = []
+        for (path, wanted), own in zip(self._weights, self._shapes, strict=True):
             owner, _, leaf = path.rpartition(".")
             parameters: dict[str, Any] = module.get_submodule(owner)._parameters
-            own = tuple(parameters[leaf].shape) == tuple(shape)
-            self._sources.append((parameters, leaf, None if own else tuple(shape)))
+            self._sources.append((parameters, leaf, own, None if own == wanted else wanted))
         self._bound = True
 
     @property
@@ -111,8 +111,8 @@ class Fast:
         if self.why_plain(*args, **kwargs):
             return self.plain(*args, **kwargs)
         x = args[0]
-        params = [p[leaf] if shape is None else p[leaf].view(shape)
-                  for p, leaf, shape in self._sources]
+        params = [p[leaf] if wanted is None else p[leaf].view(wanted)
+                  for p, leaf, _, wanted in self._sources]
         if self.flat:
             return self._kernel(x.view(-1, self._channels), params, 1.0, FULL).view(x.shape)
         return self._kernel(x, params, 1.0, FULL)
@@ -152,10 +152,14 @@ class Fast:
             if (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
                     or m._backward_pre_hooks):
                 return f"a hook was put on its {type(m).__name__}"
-        for parameters, leaf, _ in self._sources:
+        for parameters, leaf, own, _ in self._sources:
             p = parameters.get(leaf)
             if p is None or p.dtype is not self._dtype or p.device.type != self._device:
                 return f"its parameter {leaf!r} has changed its kind"
+            # Compiled code does not look: it would read beyond the end of a smaller one.
+            if p.shape != own:
+                return (f"its parameter {leaf!r} was shaped {list(own)} and is shaped "
+                        f"{list(p.shape)} now")
         return ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fast:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,12 +204,12 @@ def face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     if request.param == "python":
         monkeypatch.setenv(native.DISABLE, "1")
     native.extension.cache_clear()
-    room.kernel_cache.cache_clear()
+    room._made.cache_clear()
     if request.param == "extension" and native.extension() is None:
         pytest.skip("the extension is not built for this environment (see `esper doctor`)")
     yield request.param
     native.extension.cache_clear()
-    room.kernel_cache.cache_clear()
+    room._made.cache_clear()
 
 
 def test_opening_and_its_refusals(face: str, tmp_path: Path) -> None:
@@ -255,12 +257,12 @@ def test_a_limit_that_is_none_is_refused(
     extension: Any, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setenv(room.KERNELS, limit)
-    room.kernel_cache.cache_clear()
+    room._made.cache_clear()
     try:
         with pytest.raises(ConfigError, match=room.KERNELS):
             room.kernel_cache()
     finally:
-        room.kernel_cache.cache_clear()
+        room._made.cache_clear()
 
 
 def test_the_limits_are_those_of_the_environment(
@@ -273,3 +275,22 @@ def test_the_limits_are_those_of_the_environment(
     else:
         with pytest.raises(CacheFull, match="ESPER_CACHE_KERNELS"):
             open_artifact(*artifact(tmp_path, "b"), SITE)
+
+
+def test_threads_that_come_first_get_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class Slow:
+        def __init__(self, **limits: int) -> None:
+            time.sleep(0.2)
+            made.append(self)
+
+    room._made.cache_clear()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "extension", lambda: SimpleNamespace(KernelCache=Slow))
+            with ThreadPoolExecutor(4) as threads:
+                found = list(threads.map(lambda _: room.kernel_cache(), range(4)))
+        assert found == made * 4
+    finally:
+        room._made.cache_clear()

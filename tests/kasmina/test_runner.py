@@ -134,6 +134,35 @@ def test_parameters_learn_behind_a_frozen_host(make: Any) -> None:
     assert all(p.grad is not None for p in params)
 
 
+@ANY
+def test_frozen_parameters_are_left_as_they_are(make: Any, mode: int) -> None:
+    params, x = parameters(), torch.randn(5, 6)
+    host = Host(make(params))
+    host.runner.set(0.3, mode)
+    want = expected(host, params, x, mode, 0.3)
+    params[0].requires_grad_(False)
+    out, at_host, frozen, *others = learnt(host, params, host(x))
+    assert frozen is None
+    close([out, at_host, *others], [*want[:2], *want[3:]])
+    for p in params:
+        p.requires_grad_(False)
+    out, at_host, *none = learnt(host, params, host(x))
+    assert none == [None] * 4 and not host.runner.failure
+    close([out, at_host], want[:2])
+
+
+@pytest.mark.parametrize("make", ["python"], indirect=True)
+@ANY
+def test_a_second_derivative_is_the_callers_mistake(make: Any, mode: int) -> None:
+    params, x = parameters(), torch.randn(5, 6, requires_grad=True)
+    host = Host(make(params))
+    host.runner.set(0.3, mode)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(host(x).square().sum(), x, create_graph=True)
+    assert not host.runner.failure
+    close(learnt(host, params, host(x)), expected(host, params, x, mode, 0.3))
+
+
 def test_a_failure_stays_in_the_seed(make: Any) -> None:
     runner, h = make(parameters()), torch.randn(3, CHANNELS + 1, requires_grad=True) * 1
     runner.set(0.5, FULL)

@@ -124,6 +124,25 @@ def test_what_could_run_in_evaluation_only_gives_way_while_training(
     assert esper.nn.path(model.train(), torch.randn(2, 8)).startswith("plain")
 
 
+def test_a_measurement_is_shared_by_modules_of_one_type_only(
+    speed: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel may stand for two types, whose plain forwards differ in speed."""
+
+    class Other(LlamaMLP):
+        pass
+
+    measured: list[nn.Module] = []
+    measure = HERE._measure
+    monkeypatch.setattr(HERE, "_measure", lambda module, *rest: (
+        measured.append(module) or measure(module, *rest)))
+    speed[7] = 1.2
+    model = nn.Sequential(LlamaMLP(8, 12), LlamaMLP(8, 12), Other(8, 12))
+    report = esper.accelerate(model, torch.randn(4, 8), library=tmp_path)
+    assert [r.name for r in report.replaced] == ["0", "1", "2"]
+    assert measured == [model[0], model[2]]
+
+
 def test_examples_may_be_tuples_and_mappings(speed: dict[int, float], tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

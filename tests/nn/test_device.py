@@ -72,6 +72,26 @@ def test_other_graphs_have_no_kernel_there(triton: None) -> None:
             device_kernel(on_cuda(module)[0])
 
 
+class GatedMap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Conv2d(*io, 1) for io in ((8, 12), (8, 12), (12, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("module", [
+    nn.Sequential(nn.Conv2d(8, 2, 1, bias=False), nn.Conv2d(2, 8, 1)), GatedMap(),
+])
+def test_maps_have_no_kernel_there(module: nn.Module, triton: None) -> None:
+    """Their graphs are the same, in convolutions of one pixel."""
+    found = match(module, torch.randn(2, 8, 3, 3))
+    there = replace(found, signature=found.signature.model_copy(update={"device": "cuda"}))
+    with pytest.raises(NoMatch, match="channels last"):
+        device_kernel(there)
+
+
 def test_double_precision_has_no_kernel_there(triton: None) -> None:
     found = match(esper.nn.GatedMLP(8, 12).double(), torch.randn(3, 8).double())
     there = replace(found, signature=found.signature.model_copy(update={"device": "cuda"}))

@@ -179,6 +179,25 @@ def test_replaced_parameters_are_the_ones_used() -> None:
     assert kernel.calls == 2
 
 
+@pytest.mark.parametrize("called_before", [True, False])
+def test_parameters_of_another_shape_are_not_given_to_the_kernel(called_before: bool) -> None:
+    module = mlp()
+    kernel = Counting(module, X)
+    if called_before:
+        module(X)
+    for m in (module, copy.deepcopy(module)):
+        # Still a model that fits together, but narrower than what the kernel reads.
+        m[0].weight, m[0].bias = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6))
+        m[2].weight = nn.Parameter(torch.randn(8, 6))
+        assert torch.equal(m(X), plain_forward(m)(X)) and kernel.calls == called_before
+        assert "was shaped [12, 8] and is shaped [6, 8] now" in esper.nn.path(m, X)
+    with torch.no_grad():
+        wide = mlp()
+        kernel = Counting(wide, X)
+        wide[0].weight.set_(torch.randn(6, 8))  # in place, in the very same Parameter
+        assert "is shaped [6, 8] now" in esper.nn.path(wide, X)
+
+
 def test_dropout_is_plain_in_training_only() -> None:
     module = mlp(nn.Dropout(0.5))
     kernel = Counting(module, X)
