@@ -151,7 +151,6 @@ def test_frozen_parameters_are_left_as_they_are(make: Any, mode: int) -> None:
     close([out, at_host], want[:2])
 
 
-@pytest.mark.parametrize("make", ["python"], indirect=True)
 @ANY
 def test_a_second_derivative_is_the_callers_mistake(make: Any, mode: int) -> None:
     params, x = parameters(), torch.randn(5, 6, requires_grad=True)
