@@ -35,7 +35,7 @@ test-fast: setup
 test-gpu: setup
 	@if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; \
 	then $(BIN)/python -m pytest -q -m gpu; \
-	else echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of the blend (C++ and Triton) and of the Triton kernels on a device"; \
+	else echo "no GPU here: with one, this runs 'pytest -m gpu', the tests of compiled kernels, slots, uploads, the blend (C++ and Triton) and the Triton kernels on a device"; \
 	fi
 
 # Some four minutes on two cores, most of it a second build of the extension.

@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include <pthread.h>
+
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -63,6 +65,11 @@ class Trips {
  public:
   static Trips& The() {
     static auto* const the = new Trips;  // never destroyed: tickets may outlive everything
+    // A child must not inherit a mutex that another thread of the parent held.
+    static const int guarded =
+        pthread_atfork([] { The().mutex_.lock(); }, [] { The().mutex_.unlock(); },
+                       [] { The().mutex_.unlock(); });
+    static_cast<void>(guarded);
     return *the;
   }
 

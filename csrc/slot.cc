@@ -5,6 +5,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include <pthread.h>
+
 namespace esper {
 namespace {
 
@@ -17,6 +19,11 @@ struct Registry {
 
 Registry& TheRegistry() {
   static auto* const the = new Registry;  // never destroyed: graphs may outlive everything
+  // A child must not inherit a mutex that another thread of the parent held.
+  static const int guarded = pthread_atfork([] { TheRegistry().mutex.lock(); },
+                                            [] { TheRegistry().mutex.unlock(); },
+                                            [] { TheRegistry().mutex.unlock(); });
+  static_cast<void>(guarded);
   return *the;
 }
 

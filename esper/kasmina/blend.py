@@ -92,8 +92,11 @@ def implementation(device: torch.device, dtype: torch.dtype) -> Implementation:
             return next(iter(available.values()))  # nothing can be timed in a capture
         else:
             # In a thread of its own, where no mode, transform or autocast of the caller's holds.
-            with ThreadPoolExecutor(1) as thread:
-                seconds = thread.submit(_measure, available, device, dtype).result()
+            try:
+                with ThreadPoolExecutor(1) as thread:
+                    seconds = thread.submit(_measure, available, device, dtype).result()
+            except torch.OutOfMemoryError:  # the step needs its memory more than a choice does
+                return next(iter(available.values()))
             found = available[min(seconds, key=seconds.__getitem__)]
         _chosen[device, dtype] = found
     return found

@@ -48,8 +48,10 @@ def test_resources_are_those_of_the_table() -> None:
         for arch, use in archs.items():
             assert use["spill_store_bytes"] == use["spill_load_bytes"] == 0, (name, arch)
             assert use["stack_bytes"] == 0, (name, arch)
-    if found["nvcc"] == table["nvcc"]:
-        assert found == table, "kernels have changed: run `make cuda-resources`, look, commit"
+    if found["nvcc"] != table["nvcc"]:
+        pytest.skip(f"the table is of nvcc {table['nvcc']}, here is {found['nvcc']}: nothing "
+                    "spills, and registers of two compilers cannot be compared")
+    assert found == table, "kernels have changed: run `make cuda-resources`, look, commit"
 
 
 def test_the_table_is_complete() -> None:
