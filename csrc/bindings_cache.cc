@@ -130,7 +130,8 @@ void BindCache(py::module_& m) {
                                   std::move(device), std::move(dtype), std::move(shapes)});
               },
               py::arg("artifact"), py::arg("backward_inputs"), py::arg("gradients"),
-              py::arg("device"), py::arg("dtype"), py::arg("shapes"), NoGil())
+              py::arg("device"), py::arg("dtype"),
+              py::arg("shapes") = std::vector<std::vector<int64_t>>(), NoGil())
           .def("evict", &KernelCache::Evict, py::arg("digest"), NoGil())
           .def("statistics",
                [](const KernelCache& self) { return ToDict(self.Statistics()); })
