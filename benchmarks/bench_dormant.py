@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import esper
-from benchmarks.pairs import alternate, note
+from benchmarks.pairs import Pair, note
 
 
 class Block(nn.Module):
@@ -23,35 +24,51 @@ class Block(nn.Module):
         return x + self.down(F.relu(self.up(x)))
 
 
-def stepper(model: nn.Module, after: Callable[[torch.Tensor], Any]) -> Callable[[], None]:
+ROUNDS, STEPS = 150, 10
+
+
+def test_step_with_twelve_dormant_slots(benchmark: Any) -> None:
+    """Wrapped and plain by turns, one model in one place of memory: between two copies of a model
+    that are alike in everything the difference is up to 0.9 %."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Sequential(*[Block(256) for _ in range(12)], nn.Linear(256, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x, y = torch.randn(16, 256), torch.randint(0, 10, (16,))
 
-    def step() -> None:
+    def loss_fn(of: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(of(batch[0]), batch[1])
+
+    def step(after: Callable[[torch.Tensor], Any]) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x), y)
+        loss = loss_fn(model, (x, y))
         loss.backward()
         optimizer.step()
         after(loss)
 
-    return step
+    def seconds(after: Callable[[torch.Tensor], Any]) -> float:
+        for _ in range(5):  # a session's snapshot has just gone through the caches
+            step(after)
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            step(after)
+        return (time.perf_counter() - start) / STEPS
 
+    def ours() -> float:
+        esper.wrap(model, sites=[str(i) for i in range(12)], example=x)
+        with esper.Session(model, optimizer, loss_fn=loss_fn, holdout=[(x, y)]) as session:
+            each = seconds(session.step)
+        esper.unwrap(model)
+        return each
 
-def test_step_with_twelve_dormant_slots(benchmark: Any) -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    plain = nn.Sequential(*[Block(256) for _ in range(12)], nn.Linear(256, 10))
-    host = copy.deepcopy(plain)
-    esper.wrap(host, sites=[str(i) for i in range(12)], example=torch.randn(2, 256))
-    optimizer = torch.optim.SGD(host.parameters(), lr=1e-3)
-    batch = (torch.randn(16, 256), torch.randint(0, 10, (16,)))
-    session = esper.Session(
-        host, optimizer, loss_fn=lambda m, b: F.cross_entropy(m(b[0]), b[1]), holdout=[batch]
-    )
-    ours = stepper(host, session.step)
-    # The plain loop looks at its loss too, as every real one does.
-    peer = stepper(plain, lambda loss: float(loss.detach()))
-    pair = alternate(ours, peer, rounds=300, inner=5)
-    note(benchmark, pair, target="<= 1.01")
-    benchmark.pedantic(ours, rounds=50)
-    session.close()
+    def peer() -> float:
+        # The plain loop looks at its loss too, as every real one does.
+        return seconds(lambda loss: float(loss.detach()))
+
+    order = random.Random(0)
+    taken: dict[Callable[[], float], list[float]] = {ours: [], peer: []}
+    for _ in range(ROUNDS):
+        for side in order.sample([ours, peer], 2):
+            taken[side].append(side())
+    note(benchmark, Pair(tuple(taken[ours]), tuple(taken[peer])), target="<= 1.01")
+    benchmark.pedantic(ours, rounds=5)

@@ -59,7 +59,7 @@ py::dict ToDict(const CacheStatistics& s) {
 
 // KernelCache.find, without pybind11's dispatcher: that alone takes longer than the lookup. The
 // interpreter has checked that `self` is a KernelCache.
-PyObject* Find(PyObject* self, PyObject* digest) {
+PyObject* Find(PyObject* self, PyObject* digest) try {
   Py_ssize_t size = 0;
   const char* const text = PyUnicode_AsUTF8AndSize(digest, &size);
   if (text == nullptr) return nullptr;  // a TypeError has been set
@@ -78,6 +78,12 @@ PyObject* Find(PyObject* self, PyObject* digest) {
     return known;
   }
   return py::cast(kernel).release().ptr();
+} catch (py::error_already_set& e) {
+  e.restore();
+  return nullptr;
+} catch (const std::exception& e) {  // the caller is C, through which none may pass
+  PyErr_SetString(PyExc_RuntimeError, e.what());
+  return nullptr;
 }
 
 PyMethodDef find_method = {

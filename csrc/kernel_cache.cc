@@ -105,15 +105,16 @@ KernelCache::~KernelCache() { ForkGuard::Remove(this); }
 
 std::shared_ptr<Pending<KernelCache::Sealed>> KernelCache::Read(const std::string& path,
                                                                 const std::string& digest) {
+  const std::string key = digest + ' ' + path;  // another file may be whole where this one is not
   const Locked lock(mutex_);
-  if (const auto place = reading_.find(digest); place != reading_.end()) {
+  if (const auto place = reading_.find(key); place != reading_.end()) {
     if (auto shared = place->second.lock(); shared && !shared->Failed()) return shared;
   }
   std::erase_if(reading_, [](const auto& entry) { return entry.second.expired(); });
   auto work = std::make_shared<std::packaged_task<Sealed()>>(
       [path, digest] { return ReadArtifact(path, digest); });
   std::shared_ptr<Pending<Sealed>> pending(new Pending<Sealed>(work->get_future().share()));
-  reading_[digest] = pending;
+  reading_[key] = pending;
   pool_.Submit([work = std::move(work)] { (*work)(); });
   return pending;
 }

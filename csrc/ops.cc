@@ -15,7 +15,6 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -37,6 +36,7 @@
 #include <torch/library.h>
 
 #include "slot.h"
+#include "thread_annotations.h"
 
 namespace esper {
 namespace {
@@ -65,10 +65,7 @@ class Trips {
  public:
   static Trips& The() {
     static auto* const the = new Trips;  // never destroyed: tickets may outlive everything
-    // A child must not inherit a mutex that another thread of the parent held.
-    static const int guarded =
-        pthread_atfork([] { The().mutex_.lock(); }, [] { The().mutex_.unlock(); },
-                       [] { The().mutex_.unlock(); });
+    static const int guarded = pthread_atfork(&BeforeFork, &AfterFork, &AfterFork);
     static_cast<void>(guarded);
     return *the;
   }
@@ -81,7 +78,7 @@ class Trips {
     }
     const uint64_t number = ++last_;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const Locked lock(mutex_);
       trips_[number] = std::make_shared<const Trip>(std::move(trip));
     }
     auto* const memory = new double(Write(number));
@@ -98,7 +95,7 @@ class Trips {
                       "esper::slot_backward was given something that is no ticket of its forward");
     const uint64_t number = Read(*ticket.const_data_ptr<double>());
     if (number == 0) return nullptr;
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Locked lock(mutex_);
     const auto found = trips_.find(number);
     TORCH_CHECK(found != trips_.end(),
                 "the backward of a slot finds nothing under its ticket: the tensor that the "
@@ -109,6 +106,11 @@ class Trips {
   }
 
  private:
+  // A child must not inherit a mutex that another thread of the parent held. The analysis cannot
+  // follow a lock from one function to another.
+  static void BeforeFork() ESPER_UNCHECKED { The().mutex_.Lock(); }
+  static void AfterFork() ESPER_UNCHECKED { The().mutex_.Unlock(); }
+
   static double Write(uint64_t number) { return std::bit_cast<double>(number); }
   static uint64_t Read(double ticket) { return std::bit_cast<uint64_t>(ticket); }
 
@@ -116,15 +118,15 @@ class Trips {
     const std::unique_ptr<double> ticket(static_cast<double*>(memory));
     std::shared_ptr<const Trip> out;  // destroyed after the mutex is released
     auto& trips = The();
-    const std::lock_guard<std::mutex> lock(trips.mutex_);
+    const Locked lock(trips.mutex_);
     const auto found = trips.trips_.find(Read(*ticket));
     if (found == trips.trips_.end()) return;  // somebody wrote to the ticket
     out = std::move(found->second);
     trips.trips_.erase(found);
   }
 
-  std::mutex mutex_;
-  std::unordered_map<uint64_t, std::shared_ptr<const Trip>> trips_;  // guarded by mutex_
+  Mutex mutex_;
+  std::unordered_map<uint64_t, std::shared_ptr<const Trip>> trips_ ESPER_GUARDED_BY(mutex_);
   std::atomic<uint64_t> last_{0};
 };
 

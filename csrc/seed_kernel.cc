@@ -9,6 +9,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
 #ifdef ESPER_WITH_CUDA
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cuda.h>
@@ -44,6 +45,16 @@ std::unique_ptr<torch::inductor::AOTIModelContainerRunner> Open(
 #else
                     " only; install esper where nvcc and a CUDA build of torch are");
 #endif
+}
+
+// "cuda" is the current device, as everywhere in torch.
+at::Device WithIndex(at::Device device) {
+#ifdef ESPER_WITH_CUDA
+  if (device.is_cuda() && !device.has_index()) {
+    return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  }
+#endif
+  return device;
 }
 
 at::ScalarType ParseDtype(const std::string& text) {
@@ -96,15 +107,20 @@ Source Source::Parse(const std::string& text, size_t forward_inputs) {
 }
 
 at::Tensor AlphaCache::Get(double alpha, at::Device device) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  at::Tensor& slot = alpha == 1.0 ? one_ : current_;
-  if (!slot.defined() || slot.device() != device || (alpha != 1.0 && value_ != alpha)) {
+  std::optional<c10::Stream> stream;
+  if (!device.is_cpu()) {
+    stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  }
+  const Locked lock(mutex_);
+  Held& held = alpha == 1.0 ? one_ : current_;
+  if (!held.tensor.defined() || held.value != alpha || held.tensor.device() != device ||
+      held.stream != stream) {
     // Made under inference_mode it could never be saved for a backward, and it outlives the call.
     c10::InferenceMode off(false);
-    slot = at::full({}, alpha, at::TensorOptions().dtype(at::kFloat).device(device));
-    if (alpha != 1.0) value_ = alpha;
+    held = {at::full({}, alpha, at::TensorOptions().dtype(at::kFloat).device(device)), stream,
+            alpha};
   }
-  return slot;
+  return held.tensor;
 }
 
 SeedKernel::SeedKernel(
@@ -116,7 +132,7 @@ SeedKernel::SeedKernel(
     const std::string& dtype,
     std::vector<std::vector<int64_t>> shapes)
     : gradients_(std::move(gradients)),
-      device_(device),
+      device_(WithIndex(at::Device(device))),
       dtype_(ParseDtype(dtype)),
       shapes_(std::move(shapes)) {
   TORCH_CHECK_VALUE(!gradients_.empty(),
@@ -163,8 +179,8 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
   TORCH_CHECK_VALUE(params.size() + 1 == gradients_.size(), "the kernel has ",
                     gradients_.size() - 1, " parameters, ", params.size(),
                     " were given; pass the parameters made from its manifest, in that order");
-  TORCH_CHECK_VALUE(h.device().type() == device_.type(), "the kernel runs on ", device_,
-                    ", h is on ", h.device(), "; choose a kernel for that device");
+  TORCH_CHECK_VALUE(h.device() == device_, "the kernel runs on ", device_, ", h is on ",
+                    h.device(), "; choose a kernel for that device, or open it there");
   for (const auto& param : params) {
     TORCH_CHECK_VALUE(param.device() == h.device() && param.scalar_type() == h.scalar_type(),
                       "h is ", h.scalar_type(), " on ", h.device(), ", a parameter is ",

@@ -2,14 +2,17 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/ScalarType.h>
+#include <c10/core/Stream.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
+
+#include "thread_annotations.h"
 
 namespace esper {
 
@@ -35,18 +38,24 @@ struct Source {
 //
 // Invariant: a tensor once handed out is never written to. Nodes of an autograd graph keep it
 // until their backward, so a new value gets a new tensor. TRAINING always asks for 1, so that
-// value has its own place and does not evict the schedule's.
+// value has its own place and does not evict the schedule's. A tensor is used on the stream that
+// filled it and on no other, which would not wait for that.
 //
 // Thread-safe.
 class AlphaCache {
  public:
-  at::Tensor Get(double alpha, at::Device device);
+  at::Tensor Get(double alpha, at::Device device) ESPER_EXCLUDES(mutex_);
 
  private:
-  std::mutex mutex_;
-  at::Tensor one_;      // guarded by mutex_; undefined until first asked for
-  at::Tensor current_;  // guarded by mutex_; undefined until first asked for
-  double value_ = 0;    // guarded by mutex_; what current_ holds
+  struct Held {
+    at::Tensor tensor;                  // undefined until first asked for
+    std::optional<c10::Stream> stream;  // none on a CPU
+    double value = 0;
+  };
+
+  Mutex mutex_;
+  Held one_ ESPER_GUARDED_BY(mutex_);
+  Held current_ ESPER_GUARDED_BY(mutex_);
 };
 
 // A forward and a backward compiled ahead of time, run as one node of the autograd graph.
@@ -66,7 +75,8 @@ class AlphaCache {
 // No method may be called with the GIL held: kernels run for long.
 class SeedKernel : public torch::CustomClassHolder {
  public:
-  // Opens both libraries. `device` is "cpu", "cuda" or "cuda:N"; `dtype` is the element type of
+  // Opens both libraries. `device` is "cpu", "cuda" (the current one) or "cuda:N", and the only
+  // one that the kernel then runs on; `dtype` is the element type of
   // h and the parameters: "float32", "float64", "bfloat16" or "float16". `shapes` are the sizes of
   // h and of each parameter, -1 where any will do; where it is empty they are not checked.
   // Throws c10::ValueError for a convention that cannot hold, c10::Error for a library that

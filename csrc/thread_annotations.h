@@ -1,10 +1,11 @@
 #pragma once
 
-// Clang's thread-safety analysis (-Wthread-safety); nothing elsewhere. std::mutex is not
-// annotated in libstdc++, so the guarded classes use the two below.
+// Clang's thread-safety analysis (-Wthread-safety); nothing elsewhere. The standard library's
+// mutexes are not annotated in libstdc++, so what guards something is one of those below.
 
 #include <condition_variable>
 #include <mutex>
+#include <shared_mutex>
 
 #if defined(__clang__)
 #define ESPER_TSA(x) __attribute__((x))
@@ -18,6 +19,8 @@
 #define ESPER_REQUIRES(m) ESPER_TSA(requires_capability(m))
 #define ESPER_EXCLUDES(m) ESPER_TSA(locks_excluded(m))
 #define ESPER_ACQUIRE(...) ESPER_TSA(acquire_capability(__VA_ARGS__))
+#define ESPER_ACQUIRE_SHARED(...) ESPER_TSA(acquire_shared_capability(__VA_ARGS__))
+#define ESPER_RELEASE_SHARED(...) ESPER_TSA(release_generic_capability(__VA_ARGS__))
 #define ESPER_RELEASE(...) ESPER_TSA(release_capability(__VA_ARGS__))
 #define ESPER_UNCHECKED ESPER_TSA(no_thread_safety_analysis)
 
@@ -44,6 +47,35 @@ class ESPER_SCOPED Locked {
 
  private:
   std::unique_lock<std::mutex> lock_;
+};
+
+// Many readers or one writer.
+class ESPER_CAPABILITY SharedMutex {
+ public:
+  void Lock() ESPER_ACQUIRE() { mutex_.lock(); }
+  void Unlock() ESPER_RELEASE() { mutex_.unlock(); }
+  std::shared_mutex& native() { return mutex_; }
+
+ private:
+  std::shared_mutex mutex_;
+};
+
+class ESPER_SCOPED Writing {
+ public:
+  explicit Writing(SharedMutex& mutex) ESPER_ACQUIRE(mutex) : lock_(mutex.native()) {}
+  ~Writing() ESPER_RELEASE() = default;
+
+ private:
+  const std::unique_lock<std::shared_mutex> lock_;
+};
+
+class ESPER_SCOPED Reading {
+ public:
+  explicit Reading(SharedMutex& mutex) ESPER_ACQUIRE_SHARED(mutex) : lock_(mutex.native()) {}
+  ~Reading() ESPER_RELEASE_SHARED() = default;
+
+ private:
+  const std::shared_lock<std::shared_mutex> lock_;
 };
 
 }  // namespace esper

@@ -91,7 +91,8 @@ def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
     Strided inputs are copied first.
 
     Raises:
-        ValueError: the tensors differ in shape, type or device, or alpha is out of range.
+        ValueError: the tensors differ in shape, type or device, or are not floating point; or
+            alpha is out of range.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; it must be within 0 and 1")
@@ -101,6 +102,8 @@ def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
             f"{list(s.shape)} {s.dtype} on {s.device}; both must have the same shape, type and "
             "device"
         )
+    if not h.is_floating_point():
+        raise ValueError(f"blend was given {h.dtype}; it needs a floating point type")
     if alpha in (0.0, 1.0):
         return s if alpha else h
     out: Tensor = _Blend.apply(h, s, alpha)

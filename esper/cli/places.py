@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -44,14 +45,25 @@ def existing_library(
 
 
 def stop_on_signals() -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process as it always does."""
+    """Set by the first SIGTERM or SIGINT; a second one ends the process as it always does.
+
+    A thread sets it, not the handler: that runs in the main thread, perhaps in the middle of a
+    wait for this event, and would then wait for a lock that it holds itself.
+    """
     stop = threading.Event()
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
     def first(number: int, frame: object) -> None:
-        stop.set()
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
 
+    def watch() -> None:
+        os.read(told, 1)
+        stop.set()
+
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, first)
+    signal.set_wakeup_fd(tell)
+    threading.Thread(target=watch, name="esper-signals", daemon=True).start()
     return stop

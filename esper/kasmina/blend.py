@@ -165,8 +165,7 @@ def _native(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:
 def _triton(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:
     from esper.triton_kernels.blend import blend as fused
 
-    _check(h, s, alpha)
-    return (s if alpha else h) if alpha in (0.0, 1.0) else fused(h, s, alpha)
+    return fused(h, s, alpha)
 
 
 def _torch(h: Tensor, s: Tensor, alpha: float, reuse: bool) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRAINING, GRAFTING, FULL = 0, 1, 2
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 
 _CONVENTION = (
     'an input of the backward is "in:I" (forward input), "out:K" (forward output) or "grad"; '
@@ -38,16 +38,19 @@ class _Alphas:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: dict[bool, tuple[float, Tensor]] = {}
+        self._made: dict[bool, tuple[float, Tensor, object]] = {}
 
     def get(self, alpha: float, device: torch.device) -> Tensor:
         one = alpha == 1.0  # TRAINING's value has its own place beside the schedule's
+        # Used on the stream that filled it only; another one would not wait for that.
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         with self._lock:
             held = self._made.get(one)
-            if held is None or held[0] != alpha or held[1].device != device:
+            if held is None or (held[0], held[1].device, held[2]) != (alpha, device, stream):
                 # Made under inference_mode it could not be saved, and it outlives the call.
                 with torch.inference_mode(False):
-                    held = alpha, torch.full((), alpha, dtype=torch.float32, device=device)
+                    made = torch.full((), alpha, dtype=torch.float32, device=device)
+                held = alpha, made, stream
                 self._made[one] = held
             return held[1]
 
@@ -115,6 +118,8 @@ class SeedKernel:
         self.sources = [_parse(text, len(gradients) + 1) for text in backward_inputs]
         self.alphas = _Alphas()
         self._device = torch.device(device)
+        if self._device == torch.device("cuda"):  # the current one, as everywhere in torch
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._dtype = _DTYPES[dtype]
         self._outputs = 1 + max((i for kind, i in self.sources if kind == "out"), default=0)
         self._forward = _runner(forward_so, device)
@@ -181,10 +186,10 @@ class SeedKernel:
                 f"the kernel has {len(self.gradients) - 1} parameters, {len(params)} were given; "
                 "pass the parameters made from its manifest, in that order"
             )
-        if h.device.type != self._device.type:
+        if h.device != self._device:
             raise ValueError(
                 f"the kernel runs on {self._device}, h is on {h.device}; choose a kernel for "
-                "that device"
+                "that device, or open it there"
             )
         for p in params:
             if p.device != h.device or p.dtype != h.dtype:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.native import extension
 from esper.kasmina.plain_kernel import SECOND_DERIVATIVE
-
-TRAINING, GRAFTING, FULL = 0, 1, 2  # modes of a kernel call
+from esper.leyline.mode import FULL, TRAINING
 
 
 class Runner(Protocol):
@@ -108,12 +107,15 @@ class PlainRunner:
                 raise RuntimeError(SECOND_DERIVATIVE)
             try:
                 # Retained, for the host's graph may be; it goes when the host's does.
-                grads = torch.autograd.grad(out, learning, gradient, retain_graph=True)
+                grads = torch.autograd.grad(
+                    out, learning, gradient, retain_graph=True, allow_unused=True
+                )
             except Exception as e:
                 self.failure = f"backward: {e}"
                 return
             for parameter, grad in zip(learning, grads, strict=True):
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+                if grad is not None:
+                    parameter.grad = grad if parameter.grad is None else parameter.grad + grad
 
         h.register_hook(deliver)
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from esper.errors import KernelFailure
 from esper.kasmina.artifact import OpenedKernel
 from esper.kasmina.guards import Health
-from esper.kasmina.runner import FULL, GRAFTING, TRAINING, PlainRunner, Runner, make_runner
+from esper.kasmina.runner import PlainRunner, Runner, make_runner
 from esper.kasmina.schedule import Schedule, linear
 from esper.kasmina.sites import Found, first_tensor
 from esper.leyline.lifecycle import SeedState, check
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 
 if TYPE_CHECKING:
     from esper.kasmina.slot import Slot

@@ -143,7 +143,7 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
         x = seen.example
         fast = prepare(name or kind, module, x, provider)
         key = (type(module), fast.name, tuple(x.shape), bool(fast.only_eval),
-               any(p.requires_grad for p in module.parameters()))
+               *((p.shape, p.requires_grad) for p in module.parameters()))
         if key not in measured:
             measured[key] = _measure(module, fast, x)
         found = measured[key]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.artifact import Kernel
+from esper.leyline.mode import FULL
 from esper.urabrask.clock import replaced
-from esper.urabrask.oracle import FULL, Problem, run
+from esper.urabrask.oracle import Problem, run
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -29,12 +29,11 @@ from torch.overrides import TorchFunctionMode
 
 from esper.kasmina.artifact import Kernel
 from esper.leyline.blueprint import BlueprintIR, Op
+from esper.leyline.mode import FULL, TRAINING
 from esper.leyline.reference import apply, function
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteSignature
 
-TRAINING, GRAFTING, FULL = MODES = (0, 1, 2)
-MODE_NAMES = ("TRAINING", "GRAFTING", "FULL")
 MAX_RATIO = 2.0
 # In half precision eager rounds after every operation, so it is never exact by luck for long.
 # A float64 kernel is compared with a truth as imprecise as itself, so only errors clearly

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.mode import FULL, GRAFTING, MODE_NAMES, TRAINING
 from esper.leyline.shapes import Parameter, infer
 from esper.leyline.signature import SiteKind, SiteSignature
-from esper.urabrask.oracle import FULL, GRAFTING, MODE_NAMES, TRAINING, Problem, nearest_kink
+from esper.urabrask.oracle import Problem, nearest_kink
 
 LARGE_ELEMENTS = 1 << 16  # of h in the large case: big enough to split loops, still fast
 MAX_DRAWS = 25

@@ -16,18 +16,11 @@ import torch
 
 from esper.kasmina.artifact import Kernel
 from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.mode import FULL, GRAFTING, MODE_NAMES, TRAINING
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ProofCase
 from esper.urabrask import conduct
-from esper.urabrask.oracle import (
-    FULL,
-    GRAFTING,
-    MODE_NAMES,
-    TRAINING,
-    Oracle,
-    Problem,
-    reference_kernel,
-)
+from esper.urabrask.oracle import Oracle, Problem, reference_kernel
 from esper.urabrask.problems import Case, draw, hostile, numeric_cases, typical
 
 SEEDS = (0, 1, 2)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from esper.kasmina.artifact import Kernel
 from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.mode import FULL
 from esper.leyline.signature import SiteSignature
-from esper.urabrask.oracle import FULL, Oracle, Problem, reference_kernel
+from esper.urabrask.oracle import Oracle, Problem, reference_kernel
 from esper.urabrask.problems import draw, typical
 
 ALPHA = 0.5  # between the ends, where nothing can be left out; 1 where there is no blend

@@ -34,7 +34,7 @@ def process(*arguments: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     with log.open("w") as errors:
         running = subprocess.Popen(
             [sys.executable, "-m", "esper.cli.main", *arguments], stdout=subprocess.PIPE,
-            stderr=errors, text=True, env=_environment())
+            stderr=errors, text=True, env={**_environment(), "PYTHONFAULTHANDLER": "1"})
     try:
         yield running
     finally:
@@ -51,8 +51,13 @@ def line(running: subprocess.Popen[str]) -> str:
 
 
 def end(running: subprocess.Popen[str]) -> int:
+    """Its exit status. One that does not stop writes the stacks of its threads to its log."""
     running.send_signal(signal.SIGTERM)
-    return running.wait(30)
+    try:
+        return running.wait(120)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGABRT)
+        return running.wait(30)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from esper.kasmina import native
+from esper.leyline.mode import FULL, GRAFTING
 from tests.csrc.pair import BACKWARD_INPUTS, CHANNELS, GRADIENTS, compile_pair, parameters
 
 pytestmark = [
@@ -15,7 +16,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-TRAINING, GRAFTING, FULL = 0, 1, 2
 
 
 @pytest.fixture(scope="module")

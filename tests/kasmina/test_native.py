@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import native, plain_kernel
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 from tests.csrc.pair import BACKWARD_INPUTS, CHANNELS, GRADIENTS, Forward, compile_pair, parameters
 
-TRAINING, GRAFTING, FULL = 0, 1, 2
 ANY = pytest.mark.parametrize("mode", [TRAINING, GRAFTING, FULL])
 
 

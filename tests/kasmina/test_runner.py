@@ -19,13 +19,13 @@ from esper.kasmina.runner import PlainRunner
 from esper.kasmina.sites import Found
 from esper.kasmina.slot import Slot
 from esper.leyline.artifact import Pipeline
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 from esper.leyline.reference import initial_parameters
 from esper.leyline.signature import SiteKind, SiteSignature
 from tests.csrc.pair import BACKWARD_INPUTS, CHANNELS, GRADIENTS, Forward, compile_pair, parameters
 from tests.support import bottleneck
 
 pytestmark = pytest.mark.slow
-TRAINING, GRAFTING, FULL = 0, 1, 2
 ANY = pytest.mark.parametrize("mode", [TRAINING, GRAFTING, FULL])
 
 

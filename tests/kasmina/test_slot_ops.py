@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from esper.kasmina import native
 from esper.kasmina.sites import Found
 from esper.kasmina.slot import Slot
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 from tests.csrc.pair import BACKWARD_INPUTS, CHANNELS, GRADIENTS, Forward, compile_pair, parameters
 
 pytestmark = pytest.mark.slow
-TRAINING, GRAFTING, FULL = 0, 1, 2
 ANY = pytest.mark.parametrize("mode", [TRAINING, GRAFTING, FULL])
 
 

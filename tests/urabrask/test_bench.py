@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.artifact import Kernel
+from esper.leyline.mode import FULL
 from esper.leyline.verdict import SpeedVerdict, ValidationReport, outliers
 from esper.urabrask import bench
 from esper.urabrask.clock import Watch, clock
 from esper.urabrask.examine import Subject, measure_only
 from esper.urabrask.memory import peak_bytes
-from esper.urabrask.oracle import FULL, reference_kernel
+from esper.urabrask.oracle import reference_kernel
 from esper.urabrask.plan import Plan
 from esper.urabrask.reports import to_benchmark_json
 from tests.urabrask.test_proof import FEATURES, SITE

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper.leyline.mode import FULL
 from esper.urabrask import conduct
-from esper.urabrask.oracle import FULL
 from esper.urabrask.problems import Case, draw
 from esper.urabrask.proof import prove
 from tests.urabrask.test_proof import FEATURES, HONEST, SITE

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from esper.kasmina.artifact import Kernel
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 from esper.leyline.reference import apply
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.urabrask.conduct import same_bits
-from esper.urabrask.oracle import FULL, GRAFTING, TRAINING, reference_kernel, run
+from esper.urabrask.oracle import reference_kernel, run
 from esper.urabrask.problems import Case, draw, numeric_cases
 from esper.urabrask.proof import Proof, prove
 
