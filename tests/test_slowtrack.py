@@ -57,7 +57,7 @@ def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
     family = [psutil.Process(supervisor), *services_of(supervisor)]
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    _gone, left = psutil.wait_procs(family, timeout=15)
+    _gone, left = psutil.wait_procs(family, timeout=60)
     assert not left, [p.cmdline() for p in left]
     here = str(tmp_path)
     assert not [p for p in psutil.process_iter(["cmdline"])
@@ -97,7 +97,7 @@ def test_a_process_that_the_trainer_forked_keeps_nothing_alive(tmp_path: Path, e
         else:
             trainer.kill()
         trainer.wait()
-        assert not psutil.wait_procs(family, timeout=15)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
         assert psutil.pid_exists(worker), "the test is about a worker that is still there"
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_services_run_idle_in_the_trainers_session_and_stop_with_it(tmp_path: Pa
         for process in family:
             assert os.getsid(process.pid) == os.getsid(0)
             assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
-    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_services_work_for_a_library_behind_an_address(

@@ -33,7 +33,7 @@ def esper_command(
     *arguments: str, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "esper.cli.main", *arguments], cwd=cwd,
-                          capture_output=True, text=True, timeout=60, check=False,
+                          capture_output=True, text=True, timeout=240, check=False,
                           env=_environment() | environment)
 
 
@@ -97,7 +97,7 @@ def test_what_is_light_stays_light() -> None:
     """Neither `import esper` nor the parsing of a command line pays for torch or grpc."""
     code = ("import sys, esper, esper.rpc.address, esper.cli.main as m; m.parser(); "
             "print([n for n in ('torch', 'grpc', 'google.protobuf', 'rich') if n in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240,
                           check=True, env=_environment())
     assert done.stdout.strip() == "[]"
 

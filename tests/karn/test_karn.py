@@ -97,7 +97,7 @@ def test_the_service_keeps_the_queue_filled_and_records_parents(tmp_path: Path) 
     while len(library.blueprints()) < 8 and time.monotonic() < end:
         time.sleep(0.02)
     stop.set()
-    thread.join(5)
+    thread.join(60)
     records = library.blueprints(signature)
     assert len(records) == 8 == library.depths().karn_to_tezzeret
     templates = {ir.id for ir in templates_for(signature)}

@@ -66,7 +66,7 @@ def test_publishing_beside_a_stuck_handler_never_waits_and_says_what_was_dropped
     bus.subscribe(None, stuck)
     first = event()
     bus.publish(first)
-    assert entered.wait(5)
+    assert entered.wait(60)
     low, normal = event(priority=Priority.BACKGROUND), event()
     assert bus.publish(low).accepted and bus.publish(normal).accepted
     refused = bus.publish(event(priority=Priority.BACKGROUND))
@@ -75,7 +75,7 @@ def test_publishing_beside_a_stuck_handler_never_waits_and_says_what_was_dropped
     assert bus.publish(urgent).dropped == low
     assert bus.close(timeout=0.05) == 3, "the deadline passes: one in flight, two waiting"
     go.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not seen and time.monotonic() < deadline:
         time.sleep(0.01)
     assert seen == [first], "nothing is delivered after the deadline"
@@ -107,7 +107,7 @@ def test_a_forked_child_delivers_its_own_events_only() -> None:
     bus.subscribe(None, handler)
     bus.publish(event())
     bus.publish(event())
-    assert entered.wait(5)
+    assert entered.wait(60)
     pid = os.fork()
     if pid == 0:
         go.set()

@@ -78,7 +78,7 @@ def test_every_method_is_refused_to_every_other_role(served: Served) -> None:
                     continue
                 headers = [("authorization", f"Bearer {token}")] if token else []
                 with pytest.raises(grpc.RpcError) as refused:
-                    next(call(iter([b""]), metadata=headers, timeout=10))
+                    next(call(iter([b""]), metadata=headers, timeout=60))
                 expected = (grpc.StatusCode.PERMISSION_DENIED if role in TOKENS
                             else grpc.StatusCode.UNAUTHENTICATED)
                 assert refused.value.code() is expected, (method, role)  # type: ignore[attr-defined]
@@ -90,12 +90,12 @@ def test_health_needs_no_token_and_reflection_does(served: Served) -> None:
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
     with grpc.secure_channel(address, secure) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="esper.v1.LibraryService"), timeout=10)
+            health_pb2.HealthCheckRequest(service="esper.v1.LibraryService"), timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
         with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
-            next(reflect(iter([asked]), timeout=10))
-        found = next(reflect(iter([asked]), timeout=10,
+            next(reflect(iter([asked]), timeout=60))
+        found = next(reflect(iter([asked]), timeout=60,
                              metadata=[("authorization", f"Bearer {TOKENS['reader']}")]))
         names = {s.name for s in found.list_services_response.service}
         assert {"esper.v1.LibraryService", "esper.v1.EventService"} <= names

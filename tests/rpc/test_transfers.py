@@ -39,10 +39,10 @@ def test_an_interrupted_upload_leaves_nothing_and_the_claim_holds(
         yield begin
         yield chunk
         sent.set()
-        cut.wait(10)
+        cut.wait(60)
 
     call = remote._stub.CompleteBlueprint.future(half(), timeout=30)
-    assert sent.wait(10)
+    assert sent.wait(60)
     time.sleep(0.1)
     call.cancel()
     cut.set()
@@ -126,5 +126,5 @@ def test_a_message_too_large_is_refused_before_it_is_parsed(remote: RemoteLibrar
         # Compressed it is a thousandth of its size on the wire.
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
-                call(large, timeout=10, compression=compression)
+                call(large, timeout=60, compression=compression)
     assert remote.capacity() == 1.0

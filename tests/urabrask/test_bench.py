@@ -249,7 +249,7 @@ def test_pytest_benchmark_compares_the_reports(report: ValidationReport, tmp_pat
         text=True,
         check=False,
         cwd=tmp_path,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "kernel[k-slow-16-8]" in done.stdout and "eager[k-slow-256-8]" in done.stdout

@@ -138,7 +138,7 @@ def test_what_a_killed_child_started_is_killed_too(
     finally:
         stop.set()
         watcher.join()
-    _, alive = psutil.wait_procs(started, timeout=5)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert started and not alive
 
 
@@ -224,7 +224,7 @@ def test_after_three_failures_of_the_machine_kernels_are_left_alone_until_a_prob
     while library.kernel(record.kernel_id).report is None and time.monotonic() < end:
         time.sleep(0.02)
     stop.set()
-    worker.join(5)
+    worker.join(60)
     gaps = [b - a for a, b in itertools.pairwise(tries)]
     assert len(gaps) == 4 and max(gaps[:2]) < 1 < 1.4 < min(gaps[2:]), "3 tries, probe, probe"
     assert library.kernel(record.kernel_id).status is KernelStatus.REJECTED
@@ -255,7 +255,7 @@ def test_stopping_gives_the_kernel_back(hostile: dict[str, bytes], tmp_path: Pat
         time.sleep(0.5)
         assert library.claim_kernel("thief", 10) is None
     stop.set()
-    worker.join(timeout=20)
+    worker.join(60)
     assert not worker.is_alive()
     assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
     assert not _children() - before
@@ -271,7 +271,7 @@ def test_the_child_stays_in_the_session_and_dies_with_its_parent(
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(path), digest])
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         children: list[psutil.Process] = []
         while not children and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -282,7 +282,7 @@ def test_the_child_stays_in_the_session_and_dies_with_its_parent(
     finally:
         parent.kill()
         parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=10)
+    _, alive = psutil.wait_procs([child], timeout=60)
     assert not alive
 
 

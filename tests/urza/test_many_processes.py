@@ -45,7 +45,7 @@ def test_two_processes_never_claim_the_same_item(tmp_path: Path) -> None:
         assert w.stdin is not None
         w.stdin.write("go\n")
         w.stdin.flush()
-    claimed = [line.split() for w in workers for line in w.communicate(timeout=60)[0].splitlines()]
+    claimed = [line.split() for w in workers for line in w.communicate(timeout=240)[0].splitlines()]
     assert len({token for token, _ in claimed}) == len(claimed) == 60
     assert {item for _, item in claimed} == {blueprint(n).id for n in range(1, 61)}
 
