@@ -59,7 +59,8 @@ def stop_on_signals() -> threading.Event:
             signal.signal(each, signal.SIG_DFL)
 
     def watch() -> None:
-        os.read(told, 1)
+        while os.read(told, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass  # of another handler's signal
         stop.set()
 
     for each in (signal.SIGTERM, signal.SIGINT):
