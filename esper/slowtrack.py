@@ -20,6 +20,7 @@ import argparse
 import ctypes
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -99,6 +100,8 @@ class SlowTrack:
         return self
 
     def alive(self) -> bool:
+        """Whether the supervisor runs. It starts services that ended again; nobody does so for
+        the supervisor itself, so whoever trains for long looks now and then."""
         return self._process is not None and self._process.poll() is None
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -196,12 +199,26 @@ def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[b
     return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=environment)
 
 
+def _stop_on_sigterm() -> threading.Event:
+    """Set by SIGTERM. A thread sets it: the handler itself runs in the middle of whatever the main
+    thread does, which may be holding the Event's own lock."""
+    stop = threading.Event()
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put may interrupt another
+
+    def pass_on() -> None:
+        told.get()
+        stop.set()
+
+    threading.Thread(target=pass_on, name="esper-sigterm", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, _: told.put(number))
+    return stop
+
+
 def _serve(options: argparse.Namespace) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != options.parent:  # it died before the signal was set
         return
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = _stop_on_sigterm()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     library = open_library(options.library, token_file=options.token_file, tls_ca=options.tls_ca)
     run_service(options.name.partition("-")[0], library, stop, name=options.name,

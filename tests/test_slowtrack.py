@@ -143,3 +143,19 @@ def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
         assert first is not None
         first.kill()
         assert wait_until(lambda: (p := karn()) is not None and p.pid != first.pid, 20)
+
+
+def test_a_signal_in_the_middle_of_a_wait_does_not_deadlock() -> None:
+    """The handler runs while the main thread holds the lock of the Event that it waits for."""
+    code = """
+import os, signal
+from esper.slowtrack import _stop_on_sigterm
+stop = _stop_on_sigterm()
+with stop._cond:
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+print(stop.wait(30))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
