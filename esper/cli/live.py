@@ -46,7 +46,8 @@ class Snapshot:
     """The run at one moment. What is not known is None, never zero.
 
     `title` names the run and what it is doing; `decisions` are the last ones, oldest first;
-    `elapsed` is in seconds.
+    `elapsed` is in seconds. `capacity` is None in a run without a library, `depths` also in one
+    whose library has not answered.
     """
 
     title: str
@@ -168,7 +169,8 @@ class LiveView:
         parts: list[RenderableType] = [head, figures]
         if s.sites:
             parts += [Text(), self._sites(s.sites)]
-        parts += [Text(), self._pipeline(s)]
+        if s.capacity is not None:  # a run without growth waits for nothing
+            parts += [Text(), self._pipeline(s)]
         if s.decisions:
             parts.append(Text())
             parts += [Text(d, style="" if i == 0 else "dim", overflow="ellipsis", no_wrap=True)
@@ -199,7 +201,7 @@ class LiveView:
     def _pipeline(self, s: Snapshot) -> Text:
         text = Text("waiting  ", style="dim")
         if s.depths is None:
-            return text.append("not known (no library)")
+            return text.append("not known (the library has not answered)")
         for name, label in (
             ("karn_to_tezzeret", "to compile"),
             ("tezzeret_to_urabrask", "to prove"),
@@ -208,10 +210,9 @@ class LiveView:
         ):
             text.append(f"{getattr(s.depths, name)} ", style="bold")
             text.append(f"{label}   ", style="dim")
-        if s.capacity is not None:
-            style = "bold" if s.capacity >= 1 else "bold yellow"
-            text.append("capacity ", style="dim").append(f"{s.capacity:g}", style=style)
-        return text
+        assert s.capacity is not None
+        style = "bold" if s.capacity >= 1 else "bold yellow"
+        return text.append("capacity ", style="dim").append(f"{s.capacity:g}", style=style)
 
     def __enter__(self) -> Self:
         if self._live is not None:

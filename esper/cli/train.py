@@ -21,7 +21,7 @@ from esper.errors import CompileError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import Command, Transition
-from esper.leyline.events import Event
+from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.verdict import Hardware
 from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder
@@ -86,6 +86,8 @@ class _Recorder:
             self.decisions.append(f"{record.action} {record.site}: {record.reason}")
         elif isinstance(record, Transition) and record.after is SeedState.CULLED:
             self.decisions.append(f"culled {record.site}: {record.trigger}")
+        elif isinstance(record, Event) and (warning := record.body.get("warning")):
+            self.decisions.append(str(warning))
         elif isinstance(record, Event) and (put_off := record.body.get("put_off")):
             line = f"put off: {put_off}"
             if line not in self.decisions[-1:]:  # said once, not every epoch
@@ -146,6 +148,23 @@ def _fresh_model(config: RunConfig, config_path: Path) -> nn.Module:
     return model
 
 
+class _Services:
+    """The slow track of a run, looked after at epoch boundaries."""
+
+    def __init__(self, track: SlowTrack) -> None:
+        self._track = track
+        self._said = False
+
+    def warning(self) -> Event | None:
+        """What to say, once, when it has ended; the training goes on with the kernels there are."""
+        if self._said or self._track.alive():
+            return None
+        self._said = True
+        return Event(topic=Topic.CAPACITY, sender="slowtrack", priority=Priority.STRATEGIC, body={
+            "warning": "the slow track has ended: this run compiles and proves no more kernels; "
+                       f"{self._track.log_file} may say why"})
+
+
 def _wait_for_a_kernel(
     session: Session, seconds: float, view: LiveView, log_file: Path, place: LibraryConfig
 ) -> None:
@@ -185,11 +204,12 @@ def _train_grown(
     library = open_library(place.where, token_file=place.token_file, tls_ca=place.tls_ca)
     with ExitStack() as stack:
         services_log = run_log.folder / "slowtrack.log"
+        services: _Services | None = None
         if config.slow_track.enabled:
-            stack.enter_context(SlowTrack(
+            services = _Services(stack.enter_context(SlowTrack(
                 place.where, tezzeret=config.slow_track.workers, seed=config.seed,
                 priority=config.slow_track.priority, pipeline=config.slow_track.pipeline,
-                log_file=services_log, token_file=place.token_file, tls_ca=place.tls_ca))
+                log_file=services_log, token_file=place.token_file, tls_ca=place.tls_ca)))
         bus = Bus()
         stack.callback(bus.close)
         bus.subscribe(None, run_log.observe)
@@ -214,7 +234,14 @@ def _train_grown(
         recorder.started = time.monotonic()
         batches = Batches(data.train, config.data.batch_size, seed=config.seed)
         trainer = Trainer(model, optimizer, cross_entropy, batches, session)
-        trainer.fit(config.train.epochs, recorder.epoch)
+
+        def epoch(number: int, summary: EpochSummary | None, train_loss: float) -> None:
+            if services is not None and (warning := services.warning()) is not None:
+                for observer in session.observers:
+                    observer(warning)
+            recorder.epoch(number, summary, train_loss)
+
+        trainer.fit(config.train.epochs, epoch)
         run_log.steps(trainer.step_seconds, session.growth_steps)
         signatures = {s.found.signature for s in growth.sites.values()}
         try:

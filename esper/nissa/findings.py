@@ -279,7 +279,7 @@ class TrailRow:
 
 
 def trail(run: Run) -> list[TrailRow]:
-    """Trigger and transition, oldest first; rollbacks, and commands nothing came of, too."""
+    """Trigger and transition, oldest first; rollbacks, warnings, and commands nothing came of."""
     done = {(t.trace_id, t.trigger) for t in transitions(run)}
     rows: list[TrailRow] = []
     for record in run.audit:
@@ -297,6 +297,8 @@ def trail(run: Run) -> list[TrailRow]:
                 rows.append(TrailRow(None, step if isinstance(step, int) else None, "whole run",
                                      str(e.body.get("reason", "")), "rolled back",
                                      "s-ROLLED_BACK", trace=e.trace_id))
+            case Event(body={"warning": str(why)}) as e:
+                rows.append(TrailRow(None, None, "whole run", why, "warning", "", trace=e.trace_id))
     return rows
 
 

@@ -70,8 +70,16 @@ def test_unknown_things_are_shown_as_unknown() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, height=40, force_terminal=True, color_system=None)
     with LiveView(console) as view:
-        view.show(Snapshot(title="t", epoch=0, epochs=0, step=0, elapsed=0))
-    assert "not known (no library)" in out.getvalue() and "eval loss -" in out.getvalue()
+        view.show(Snapshot(title="t", epoch=0, epochs=0, step=0, elapsed=0, capacity=1.0))
+    assert "the library has not answered" in out.getvalue() and "eval loss -" in out.getvalue()
+
+
+def test_a_run_without_growth_waits_for_nothing() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=40, force_terminal=True, color_system=None)
+    with LiveView(console) as view:
+        view.show(Snapshot(title="control", epoch=1, epochs=2, step=3, elapsed=4))
+    assert "control" in out.getvalue() and "waiting" not in out.getvalue()
 
 
 def test_sparklines_and_clocks() -> None:
