@@ -15,6 +15,7 @@ from pathlib import Path
 
 from esper.cli.parsers import (
     bench_parser,
+    events_parser,
     library_parser,
     serve_parser,
     status_parser,
@@ -84,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
         "worker", help="invent, compile or examine kernels for a library elsewhere"))
     status_parser(commands.add_parser(
         "status", help="queues, capacity, who works on what, and what came of it"))
+    events_parser(commands.add_parser(
+        "events", help="what happens in a library and in the runs that use it, as JSON"))
     simulate = commands.add_parser(
         "simulate", help="replay a load against the queue policy and check what it promises")
     simulate.add_argument("load", metavar="LOAD.yaml")

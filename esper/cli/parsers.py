@@ -1,4 +1,5 @@
-"""The parsers of the commands that work on a library: library, bench, serve, worker, status.
+"""The parsers of the commands that work on a library: library, bench, serve, worker, status,
+events.
 
 What a command does is imported when it runs, so that `esper --help` stays quick.
 """
@@ -162,6 +163,26 @@ def status_parser(parser: argparse.ArgumentParser) -> None:
                         f"library's folder; {_LIBRARY}")
     _access(parser)
     parser.set_defaults(run=_status)
+
+
+def _events(options: argparse.Namespace) -> int:
+    from esper.cli.events import run
+
+    return run(options)
+
+
+def events_parser(parser: argparse.ArgumentParser) -> None:
+    from esper.leyline.events import Topic
+
+    parser.add_argument("--urza", metavar="ADDRESS", required=True,
+                        help="where esper serve listens: unix:/path/to.sock or HOST:PORT")
+    parser.add_argument("--name", required=True,
+                        help="who listens: what happens while nobody does under this name is kept "
+                        "for a day, and comes when it is used again")
+    parser.add_argument("--topic", choices=[str(t) for t in Topic], metavar="TOPIC",
+                        help=f"only events of this topic: {', '.join(Topic)}")
+    _access(parser)
+    parser.set_defaults(run=_events)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -65,6 +65,7 @@ class Seed:
         self.state = SeedState.GERMINATED
         self.alpha = 0.0
         self.failure_told = False
+        self.drift: float | None = None  # the last one measured in this state
         self.kernel: OpenedKernel | None = None
         self.runner: Runner | None = None
         self.params: list[nn.Parameter] = []
@@ -196,6 +197,7 @@ class Seed:
         check(self.state, after)
         before, self.state = self.state, after
         self.epochs_in_state = 0
+        self.drift = None
         if after is SeedState.STABILIZATION:
             self.alpha = 1.0
         self._drive()
@@ -217,9 +219,12 @@ class Seed:
 
     def health(self) -> Health:
         """What is known now. Synchronizes with the device; call it at boundaries only."""
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norm = None
-        if grads:
-            norm = float(torch.nn.utils.get_total_norm(grads))
         drift = self.runner.take_drift() if self.runner is not None else None
-        return Health(drift=None if drift is None else float(drift), grad_norm=norm)
+        if drift is not None:
+            self.drift = float(drift)
+        return Health(drift=None if drift is None else self.drift, grad_norm=self.grad_norm())
+
+    def grad_norm(self) -> float | None:
+        """The 2-norm of the gradient of all parameters; None where there is none."""
+        grads = [p.grad for p in self.params if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else None

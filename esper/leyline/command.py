@@ -48,6 +48,26 @@ class Transition(Contract):
     time: float = Field(default_factory=time.time)
 
 
+class SeedHealth(Contract):
+    """A seed on its way, as an epoch boundary saw it. None means not measured, never healthy.
+
+    `drift` is |blended - h| / |h| over the batch that was sampled last in this state, `grad_norm`
+    the 2-norm of the gradient of all its parameters, `gain` as in a FieldReport.
+    """
+
+    run_id: str
+    trace_id: str
+    site: str
+    kernel_id: str
+    state: SeedState
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    alpha: float
+    drift: float | None = None
+    grad_norm: float | None = None
+    gain: float | None = None
+
+
 class FieldReport(Contract):
     """How a kernel fared in a real run; Karn, Tezzeret, Urabrask and Simic learn from it.
 

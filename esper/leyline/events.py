@@ -42,7 +42,8 @@ def new_id(prefix: str) -> str:
 class Event(Contract):
     """The envelope. `trace_id` ties trigger, decision, command, transition and outcome.
 
-    `time` is seconds since the epoch, UTC. `body` is JSON.
+    `time` is seconds since the epoch, UTC. `body` is JSON; `esper.leyline.payloads` says which
+    topics have a contract for it.
     """
 
     event_id: str = Field(default_factory=lambda: new_id("ev"))

@@ -14,7 +14,7 @@ from esper.leyline.artifact import Manifest, Pipeline, Runtime
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
-from esper.leyline.events import Priority
+from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
@@ -233,3 +233,46 @@ class KeptLibrary(Library, Protocol):
 
     def close(self) -> None:
         """Close connections; what is open elsewhere stays."""
+
+
+@runtime_checkable
+class Publishing(Protocol):
+    """A library that passes events on to who subscribed to them."""
+
+    def publish(self, event: Event) -> None:
+        """Keep `event` for every subscription that wants it, durably before this returns.
+
+        Raises:
+            ContractError: a topic that the library speaks of itself, or a body that breaks its
+                topic's contract.
+        """
+
+
+class EventStore(Publishing, Protocol):
+    """Events, each kept for a subscriber until he says that its work is done.
+
+    What is acknowledged is gone for that subscriber; what is not comes again, also after the
+    process that keeps the library was killed. So consumers are idempotent, by event_id.
+    """
+
+    def subscribe(self, name: str, topics: frozenset[Topic]) -> None:
+        """Keep the events of `topics` (none: of all) for `name` from now on; those kept before
+        stay, if the topics are the same. A subscription that nobody opens for a day is dropped.
+
+        Raises:
+            QueueFull: there are as many subscriptions as there may be.
+        """
+
+    def next_event(self, name: str) -> Event | None:
+        """The most urgent event that `name` has not acknowledged, of several the oldest.
+
+        Raises:
+            NotInLibrary: no such subscription.
+        """
+
+    def acknowledge(self, name: str, event_id: str) -> None:
+        """The work on that event is done. Doing it again changes nothing."""
+
+
+class ServedLibrary(KeptLibrary, EventStore, Protocol):
+    """What a server needs of a library."""

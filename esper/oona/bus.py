@@ -4,7 +4,7 @@ Publishing never blocks and never raises: it puts the event into a bounded queue
 became of it. One daemon thread delivers, most urgent first. An event is acknowledged to a
 subscriber when the handler returns; a handler that raises gets the event again, up to
 `attempts` times, so handlers must be idempotent. Events live in memory: those that were not
-delivered when the process dies are lost, and what must survive belongs into Urza.
+delivered when the process dies are lost, and what must survive is published to the library.
 """
 
 from __future__ import annotations

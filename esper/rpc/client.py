@@ -16,7 +16,7 @@ from esper.leyline.artifact import Pipeline, Runtime
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
-from esper.leyline.events import Priority
+from esper.leyline.events import Event, Priority
 from esper.leyline.library import (
     BlueprintClaim,
     BlueprintRecord,
@@ -27,7 +27,9 @@ from esper.leyline.library import (
     QueueDepths,
 )
 from esper.leyline.lifecycle import KernelStatus
+from esper.leyline.proto.v1 import events_pb2
 from esper.leyline.proto.v1 import library_pb2 as pb
+from esper.leyline.proto.v1.events_pb2_grpc import EventServiceStub
 from esper.leyline.proto.v1.library_pb2_grpc import LibraryServiceStub
 from esper.leyline.proto.wire import enum_to_wire, to_contract, to_wire
 from esper.leyline.signature import SiteSignature
@@ -84,6 +86,7 @@ class RemoteLibrary:
         self.address = parse_address(address)
         self._channel = connect(self.address, access or Access())
         self._stub = LibraryServiceStub(self._channel)
+        self._events = EventServiceStub(self._channel)
         self._pid, self.on_denied = os.getpid(), on_denied
         folder = cache or _default_cache()
         try:
@@ -114,7 +117,8 @@ class RemoteLibrary:
                 f"the connection to {self.address} belongs to process {self._pid}, which this one "
                 "was forked from; open the library again here"
             )
-        method: Callable[..., Any] = getattr(self._stub, name)
+        stub = self._events if name == "Publish" else self._stub
+        method: Callable[..., Any] = getattr(stub, name)
         return method
 
     def _error(self, call: grpc.RpcError) -> EsperError:
@@ -300,6 +304,12 @@ class RemoteLibrary:
 
     def reports(self) -> list[FieldReport]:
         return self._list(FieldReport, "ListReports", pb.ListReportsRequest())
+
+    # Events
+
+    def publish(self, event: Event) -> None:
+        """See `Publishing`. Waits for the server: this is not for the training thread."""
+        self._ask("Publish", events_pb2.PublishRequest(event=to_wire(event)))
 
     # Curation
 

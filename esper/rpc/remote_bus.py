@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
 from esper.errors import AccessDenied, Unreachable
-from esper.leyline.events import Event, Topic, new_id
+from esper.leyline.events import Event, Topic
 from esper.leyline.proto.v1 import events_pb2 as pb
 from esper.leyline.proto.v1.events_pb2_grpc import EventServiceStub
 from esper.leyline.proto.wire import enum_to_wire, to_contract, to_wire
-from esper.oona.queue import Admission, Decision
 from esper.rpc.address import Access, parse_address
 from esper.rpc.channel import CALL_SECONDS, STREAM_SECONDS, connect
 from esper.rpc.failures import error_of
@@ -28,9 +28,9 @@ _AGAIN_SECONDS = 0.5  # between two tries to reach the server
 class RemoteBus:
     """Publishing waits for the answer of the server: this is not for the training thread.
 
-    Delivery is at least once for as long as the server runs: an event is acknowledged after
-    its handler returned, and comes again where the connection broke before. A handler that
-    raises gets the event again, up to `ATTEMPTS` times.
+    Delivery is at least once: an event is acknowledged after its handler returned, and comes
+    again where the connection broke before, or either process was killed. A handler that raises
+    gets the event again, up to `ATTEMPTS` times.
     """
 
     def __init__(self, address: str, access: Access | None = None) -> None:
@@ -39,45 +39,47 @@ class RemoteBus:
         self._stub = EventServiceStub(self._channel)
         self._leave: list[Callable[[], None]] = []
 
-    def publish(self, event: Event) -> Admission[Event]:
-        """Hand `event` to the server's bus; the answer is that bus's own.
+    def publish(self, event: Event) -> None:
+        """Hand `event` to the server, which keeps it for who subscribed to its topic.
 
         Raises:
             Unreachable: no answer within the deadline; the event may be there, or not.
+            ContractError: see `Publishing`.
         """
         try:
-            answer = self._stub.Publish(
+            self._stub.Publish(
                 pb.PublishRequest(event=to_wire(event)), timeout=CALL_SECONDS, wait_for_ready=True
             )
         except grpc.RpcError as e:
             raise error_of(e, self.address) from e
-        dropped = to_contract(Event, answer.dropped) if answer.HasField("dropped") else None
-        decision = pb.Decision.Name(answer.decision).removeprefix("DECISION_")
-        return Admission(Decision(decision), dropped, answer.reason)
 
     def subscribe(
-        self, topic: Topic | None, handler: Callable[[Event], None]
+        self, topic: Topic | None, handler: Callable[[Event], None], *, name: str
     ) -> Callable[[], None]:
         """Call `handler`, on a thread of its own, for each event of `topic` (None: of all).
 
+        What is not acknowledged is kept under `name`, the subscriber's own: who comes back under
+        it within a day finds what he missed.
+
         Returns:
-            A function that ends the subscription; calling it twice is harmless.
+            A function that stops reading; calling it twice is harmless.
         """
         stop = threading.Event()
         running: list[Any] = []
 
         def run() -> None:
-            name = new_id("sub")
             while not stop.is_set():
                 try:
-                    self._read(name, topic, handler, stop, running)
+                    for event in self._events(topic, name, running):
+                        _handle(event, handler)
                 except AccessDenied as e:
                     log.error("no events: %s", e)
                     return
                 except Unreachable as e:
                     log.info("subscribing again: %s", e)
-                except Exception:
-                    log.exception("subscribing again")
+                except Exception as e:
+                    if not stop.is_set():
+                        log.warning("subscribing again: %s", e)
                 stop.wait(_AGAIN_SECONDS)
 
         thread = threading.Thread(target=run, name="esper-events", daemon=True)
@@ -99,10 +101,22 @@ class RemoteBus:
             leave()
         self._channel.close()
 
-    def _read(
-        self, name: str, topic: Topic | None, handler: Callable[[Event], None],
-        stop: threading.Event, running: list[Any],
-    ) -> None:
+    def events(self, topic: Topic | None, *, name: str) -> Iterator[Event]:
+        """The same events, for ever, on the caller's thread: each is acknowledged when the next
+        one is asked for. A server that went away is waited for.
+
+        Raises:
+            AccessDenied: the token does not allow it.
+        """
+        while True:
+            try:
+                yield from self._events(topic, name, [])
+            except Unreachable as e:
+                log.info("subscribing again: %s", e)
+            time.sleep(_AGAIN_SECONDS)
+
+    def _events(self, topic: Topic | None, name: str, running: list[Any]) -> Iterator[Event]:
+        """Those of one connection; `running` is told the call, so that it can be cancelled."""
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         answers.put(pb.SubscribeRequest(open=pb.Subscription(
             name=name, topics=[] if topic is None else [enum_to_wire(topic)])))
@@ -116,13 +130,10 @@ class RemoteBus:
         try:
             for message in call:
                 event = to_contract(Event, message)
-                _handle(event, handler)
+                yield event
                 answers.put(pb.SubscribeRequest(acknowledge=event.event_id))
-                if stop.is_set():
-                    return
         except grpc.RpcError as e:
-            if not stop.is_set():
-                raise error_of(e, self.address) from e
+            raise error_of(e, self.address) from e
         finally:
             answers.put(None)
             call.cancel()

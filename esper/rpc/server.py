@@ -1,4 +1,4 @@
-"""A server: a library and a bus behind one address, closed to all who are not meant."""
+"""A server: a library and its events behind one address, closed to all who are not meant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from esper.errors import ConfigError, LibraryError
-from esper.leyline.library import KeptLibrary
+from esper.leyline.library import ServedLibrary
 from esper.leyline.proto.v1 import events_pb2_grpc, library_pb2_grpc
 from esper.oona.bus import Bus
 from esper.rpc.address import Address
@@ -47,7 +47,7 @@ class Server:
     On a network every call needs TLS and a token with a role for its method.
 
     Args:
-        bus: where published events go; by default one of the server's own.
+        bus: what is published there is kept for subscribers like all else; the caller's own.
         address: port 0 takes a free one; `address` says which, after `start`.
 
     Raises:
@@ -56,7 +56,7 @@ class Server:
 
     def __init__(
         self,
-        library: KeptLibrary,
+        library: ServedLibrary,
         address: Address,
         *,
         network: Network | None = None,
@@ -71,7 +71,7 @@ class Server:
             raise ConfigError(f"{address} is a unix socket: TLS and tokens are for host:port only")
         self.address = address
         self._streams = Streams()
-        self._bus, self._owns_bus = bus or Bus(), bus is None
+        self._leave_bus = bus.subscribe(None, library.publish) if bus is not None else None
         guard: list[grpc.ServerInterceptor] = []
         if network is not None:
             guard.append(Guard(Tokens.load(network.tokens)))
@@ -92,7 +92,7 @@ class Server:
         library_pb2_grpc.add_LibraryServiceServicer_to_server(
             LibraryServicer(library, self._streams), self._server)
         events_pb2_grpc.add_EventServiceServicer_to_server(
-            EventServicer(self._bus, self._streams), self._server)
+            EventServicer(library, self._streams), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -138,8 +138,8 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._streams.stopping.set()
         self._server.stop(grace).wait()
-        if self._owns_bus:
-            self._bus.close(timeout=0.0)
+        if self._leave_bus is not None:
+            self._leave_bus()
         if self.address.socket is not None:
             self.address.socket.unlink(missing_ok=True)
 

@@ -42,6 +42,7 @@ from esper.tamiyo.state import Catalog, Decision, Policy, SiteStatus, SystemStat
 from esper.tolaria.measure import LossFn, counterfactual_gain, mean_loss, site_scores
 from esper.tolaria.optimizer import OptimizerSurgeon
 from esper.tolaria.snapshot import Snapshot
+from esper.tolaria.telemetry import Considerations, outgoing, seed_health
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,10 @@ class Session:
         self._rolled_back = False
         self._watch: CatalogWatch | None = None
         self._loader: Loader | None = None
+        self._considerations = Considerations()
+        self._outgoing = outgoing(library)
+        if self._outgoing is not None:
+            self.observers.append(self._outgoing)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="esper-writer")
         if library is not None:
             signatures = [s.found.signature for s in self.growth.sites.values()]
@@ -219,6 +224,8 @@ class Session:
             self._train_losses.append(train)
         self._holdout_losses.append(holdout)
         sites = self._statuses()
+        for event in seed_health(self.growth, sites, self.run_id):
+            self._publish(event)
         state = SystemState(
             epoch=self.growth.epoch,
             train_losses=tuple(self._train_losses),
@@ -246,13 +253,12 @@ class Session:
         return summary
 
     def _carry_out(self, decision: Decision) -> None:
-        if decision.considered or decision.put_off:
+        if news := self._considerations.news(decision):
             # Under the trace of what came of it, so that one id leads from the choice on.
             chosen = (c.trace_id for c in decision.commands if c.action is Action.GERMINATE)
             self._publish(Event(
                 topic=Topic.COMMANDS, sender="tamiyo", trace_id=next(chosen, new_id("tr")),
-                body={"considered": [vars(c) for c in decision.considered],
-                      "put_off": decision.put_off}))
+                body=news))
         for command in decision.commands:
             self._publish(command)
             try:
@@ -345,6 +351,8 @@ class Session:
             self._watch.close()
         if self._loader is not None:
             self._loader.close()
+        if self._outgoing is not None:
+            self._outgoing.close()
         self._writer.shutdown(wait=True)
 
     def __enter__(self) -> Session:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from esper.errors import ContractError, LibraryError, NotInLibrary, QueueFull, StaleClaim
 from esper.leyline.artifact import Manifest, Pipeline, Runtime
 from esper.leyline.blueprint import BlueprintIR
-from esper.leyline.events import Priority
+from esper.leyline.events import Priority, Topic
 from esper.leyline.library import (
     BlueprintClaim,
     BlueprintRecord,
@@ -25,6 +25,7 @@ from esper.leyline.library import (
     KernelRecord,
 )
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
+from esper.leyline.payloads import pipeline_trace
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
 from esper.oona.queue import (
@@ -35,7 +36,7 @@ from esper.oona.queue import (
     Item,
     lifted,
 )
-from esper.urza import queues
+from esper.urza import outbox, queues
 from esper.urza.intake import check_artifact
 from esper.urza.queues import BLUEPRINTS, KERNELS, Line
 from esper.urza.records import blueprint_record, kernel_record
@@ -122,7 +123,10 @@ class LocalLibrary(Shelves):
                     tuple(words.values()),
                 )
                 queues.born(con, BLUEPRINTS, int(made.lastrowid or 0), now, f"submitted: {author}")
-            return blueprint_record(con.execute(find, key).fetchone())
+            record = blueprint_record(con.execute(find, key).fetchone())
+            outbox.say(con, Topic.BLUEPRINT_SUBMITTED, record, trace_id=pipeline_trace(*key),
+                       priority=priority, now=now)
+            return record
 
     # Tezzeret's side
 
@@ -237,6 +241,8 @@ class LocalLibrary(Shelves):
                     con, KERNELS, int(made.lastrowid or 0), now, f"compiled by {claim.worker}"
                 )
                 known = self._kernel(con, manifest.kernel_id)
+                outbox.say(con, Topic.KERNEL_READY, kernel_record(known),
+                           trace_id=pipeline_trace(*key), priority=kernel.priority, now=now)
             # A kernel that is there already keeps its artifact and status: its id says that the
             # code is the same, and what was proved and measured was the stored one.
             queues.move(
@@ -300,7 +306,11 @@ class LocalLibrary(Shelves):
                 "INSERT OR IGNORE INTO tags (name, kernel_id) VALUES (?, ?)",
                 [(tag.name, key[0]) for tag in report.tags],
             )
-            return kernel_record(self._kernel(con, key[0]))
+            record = kernel_record(self._kernel(con, key[0]))
+            trace = pipeline_trace(row["blueprint_id"], row["signature_id"])
+            outbox.say(con, Topic.KERNEL_CHARACTERIZED, record, trace_id=trace,
+                       priority=Priority(row["priority"]), now=now)
+            return record
 
     # Leases
 

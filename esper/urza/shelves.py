@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from esper.errors import IllegalTransition, NotInLibrary
+from esper.errors import ContractError, IllegalTransition, NotInLibrary
 from esper.leyline.command import FieldReport
+from esper.leyline.events import Event, Topic
 from esper.leyline.library import BlueprintRecord, Change, KernelRecord, Lease, QueueDepths
 from esper.leyline.lifecycle import KernelStatus
+from esper.leyline.payloads import LIBRARY_TOPICS, PAYLOADS, payload_of
 from esper.leyline.signature import SiteSignature
 from esper.oona.breaker import CircuitBreaker
 from esper.oona.capacity import capacity
 from esper.oona.queue import URZA_STORAGE
-from esper.urza import queues
+from esper.urza import outbox, queues
 from esper.urza.blobs import BlobFolder
 from esper.urza.queues import BLUEPRINTS, KERNELS
 from esper.urza.records import blueprint_record, change, kernel_record, lease
@@ -166,15 +168,45 @@ class Shelves:
 
     def add_report(self, report: FieldReport) -> None:
         with self._store.write() as con:
-            con.execute(
+            made = con.execute(
                 "INSERT OR IGNORE INTO reports (report_id, time, report) VALUES (?, ?, ?)",
                 (report.report_id, report.time, report.model_dump_json()),
             )
+            if made.rowcount:
+                outbox.say(con, Topic.FIELD_REPORTS, report, trace_id=report.trace_id,
+                           now=self._clock())
 
     def reports(self) -> list[FieldReport]:
         with self._store.read() as con:
             rows = con.execute("SELECT report FROM reports ORDER BY time, seq").fetchall()
         return [FieldReport.model_validate_json(r[0]) for r in rows]
+
+    # Events (see `EventStore`)
+
+    def publish(self, event: Event) -> None:
+        if event.topic in LIBRARY_TOPICS:
+            raise ContractError(f"{event.topic} is what the library says itself, when it happens")
+        if event.topic in PAYLOADS:
+            payload_of(event)
+        with self._store.read() as con:  # a commit is dear, and mostly nobody listens
+            if not outbox.following(con, event.topic):
+                return
+        with self._store.write() as con:
+            outbox.append(con, event, self._clock())
+
+    def subscribe(self, name: str, topics: frozenset[Topic]) -> None:
+        if not name:
+            raise ContractError("a subscription has a name that is its subscriber's own")
+        with self._store.write() as con:
+            outbox.subscribe(con, name, topics, self._clock())
+
+    def next_event(self, name: str) -> Event | None:
+        with self._store.read() as con:
+            return outbox.first(con, name)
+
+    def acknowledge(self, name: str, event_id: str) -> None:
+        with self._store.write() as con:
+            outbox.acknowledge(con, name, event_id)
 
     # Care (not part of `Library`)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from esper.errors import LibraryError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x45535052  # "ESPR": what `file` and this module know the database by
 BUSY_SECONDS = 30.0
 
@@ -43,6 +43,25 @@ _LEASED = """
     worker TEXT,
     token INTEGER,
     expires REAL"""
+
+# Events for who subscribed, and to whom each has still to be delivered: see `outbox`.
+_OUTBOX = (
+    """CREATE TABLE subscriptions (
+    name TEXT PRIMARY KEY,
+    topics TEXT NOT NULL,
+    seen REAL NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id TEXT NOT NULL UNIQUE,
+    time REAL NOT NULL,
+    event TEXT NOT NULL)""",
+    """CREATE TABLE undelivered (
+    name TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (name, priority, seq)) WITHOUT ROWID""",
+    "CREATE INDEX undelivered_by_event ON undelivered (seq)",
+)
 
 _SCHEMA = (
     """CREATE TABLE signatures (
@@ -98,6 +117,7 @@ _SCHEMA = (
     "CREATE INDEX events_by_item ON events (item)",
     "CREATE TABLE fence (token INTEGER NOT NULL)",
     "INSERT INTO fence VALUES (0)",
+    *_OUTBOX,
 )
 
 # What turns the version of the key into the next one. An old database is kept for each, in
@@ -107,6 +127,7 @@ _MIGRATIONS = {
         f"ALTER TABLE {table} ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"
         for table in ("blueprints", "kernels")
     ),
+    2: _OUTBOX,
 }
 
 

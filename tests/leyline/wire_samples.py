@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Runtime, Toolchain
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
-from esper.leyline.command import FieldReport
+from esper.leyline.command import FieldReport, SeedHealth
 from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.library import (
     BlueprintClaim,
@@ -27,6 +27,7 @@ from esper.leyline.library import (
     QueueDepths,
 )
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, SeedState
+from esper.leyline.payloads import announce
 from esper.leyline.proto import wire
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 from esper.leyline.verdict import (
@@ -108,6 +109,11 @@ FIELD = FieldReport(
     blueprint_id=IR.id, outcome=SeedState.FOSSILIZED, reason="it pays", gain=-0.0625,
     loss_before=1.5, loss_after=1.25, epochs=7, time=1.5e9,
 )
+HEALTH = SeedHealth(
+    run_id="run-1", trace_id="tr-1", site="blocks.3", kernel_id="k-0123",
+    state=SeedState.GRAFTING, epoch=7, step=1 << 40, alpha=0.25, drift=0.5, grad_norm=1.5,
+    gain=-0.0625,
+)
 EVENT = Event(
     event_id="ev-1", topic=Topic.ROLLBACK, sender="tolaria", time=1.5e9, trace_id="tr-1",
     priority=Priority.STRATEGIC, body={"loss": 2.5, "seeds": ["a", None], "why": "größer"},
@@ -116,6 +122,7 @@ EVENT = Event(
 CONTRACTS: tuple[Contract, ...] = (
     SITE, WIDTH, BLUEPRINT, IR, TOOLS, PARAMETER, MANIFEST, HARDWARE, ROOFLINE, LATENCY, PART, COST,
     MEASURED, DRIFT, RISK, CASE, TAG, REPORT, KERNEL, FIELD, EVENT,
+    HEALTH,
     Runtime(torch="2.13.0+cpu", isas=("AVX512", "sm_90")),
     Node(id="all", op=Op.LINEAR, inputs=("h",), out=WIDTH, bias=True, init=Init.ZERO),
     SITE.model_copy(update={"causal": False, "standalone": True}),
@@ -128,7 +135,12 @@ CONTRACTS: tuple[Contract, ...] = (
     Lease(item="k-0123", signature=SITE, worker="bench-1", since=1.5e9, expires=1.6e9),
     Change(sequence=1 << 40, time=1.5e9, item="k-0123", signature_id=SITE.id,
            before="BENCHMARKING", after="VALIDATED", reason="sound"),
+    *(announce(topic, said, sender="urza", trace_id="tr-1", priority=Priority.BACKGROUND)
+      for topic, said in ((Topic.SEED_HEALTH, HEALTH), (Topic.FIELD_REPORTS, FIELD),
+                          (Topic.BLUEPRINT_SUBMITTED, BLUEPRINT), (Topic.KERNEL_READY, KERNEL),
+                          (Topic.KERNEL_CHARACTERIZED, KERNEL))),
     # Bare ones
+    HEALTH.model_copy(update={"drift": None, "grad_norm": None, "gain": None}),
     BLUEPRINT.model_copy(update={"pipeline": None, "parents": (), "reason": ""}),
     KERNEL.model_copy(update={"report": None}),
     BARELY_MEASURED, PART.model_copy(update={"compiled": None}),

@@ -18,9 +18,11 @@ from esper.errors import (
     Unreachable,
 )
 from esper.leyline.command import FieldReport
+from esper.leyline.events import Event, Topic
 from esper.leyline.library import Change
 from esper.leyline.lifecycle import BlueprintStatus, SeedState
 from esper.leyline.proto.v1 import library_pb2 as pb
+from esper.leyline.proto.v1.events_pb2_grpc import EventServiceStub
 from esper.leyline.proto.v1.library_pb2_grpc import LibraryServiceStub
 from esper.rpc import channel
 from esper.rpc.address import Address
@@ -63,6 +65,7 @@ def test_every_call_has_a_deadline(
         "kernel": ("k",), "fetch": ("0" * 64,), "depths": (), "capacity": (), "leases": (),
         "changes": (), "watch": (), "quarantine": ("k", "why"), "add_report": (field_report,),
         "reports": (), "archive": ("b", SIG, "why"), "retire": ("k", "why"), "check": (),
+        "publish": (Event(topic=Topic.EPOCH, sender="t"),),
     }
     public = {n for n in vars(RemoteLibrary) if not n.startswith("_")}
     assert public == {*calls, "submit", "close"}
@@ -76,7 +79,8 @@ def test_every_call_has_a_deadline(
 
         intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = _seen
 
-    remote._stub = LibraryServiceStub(grpc.intercept_channel(remote._channel, Deadlines()))
+    watched = grpc.intercept_channel(remote._channel, Deadlines())
+    remote._stub, remote._events = LibraryServiceStub(watched), EventServiceStub(watched)
     remote.submit(blueprint(2), SIG, author="karn")
     for name, arguments in calls.items():
         with suppress(EsperError):
@@ -86,7 +90,7 @@ def test_every_call_has_a_deadline(
                 next(answer)
                 answer.close()
     service = pb.DESCRIPTOR.services_by_name["LibraryService"]
-    assert set(seen) == {m.name for m in service.methods}
+    assert set(seen) == {"Publish", *(m.name for m in service.methods)}
     assert all(0 < seconds <= channel.STREAM_SECONDS for seconds in seen.values()), seen
 
 

@@ -14,6 +14,7 @@ from esper.errors import LibraryError, QueueFull, StaleClaim
 from esper.leyline.artifact import Runtime
 from esper.leyline.events import Priority
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
+from esper.leyline.payloads import payload_of
 from esper.urza import blobs
 from esper.urza.library import LocalLibrary
 from esper.urza.store import SCHEMA_VERSION
@@ -136,6 +137,23 @@ def test_a_library_of_version_1_opens_with_all_it_had(tmp_path: Path) -> None:
         assert con.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     con.close()
     assert len(LocalLibrary(tmp_path, clock).blueprints()) == 6, "and again, now up to date"
+
+
+def test_a_library_of_version_2_keeps_events_from_now_on(tmp_path: Path) -> None:
+    """Made by the last esper whose schema was version 2; its clock stood at 1000006."""
+    shutil.copy(OLD / "library-v2.db", tmp_path / "library.db")
+    clock = Clock()
+    clock.now += 7
+    library = LocalLibrary(tmp_path, clock)
+    assert [b.status for b in library.blueprints()] == [
+        BlueprintStatus.UNVALIDATED, BlueprintStatus.INVALID, *[BlueprintStatus.COMPILED] * 3]
+    pending = library.kernels(status=KernelStatus.PENDING_BENCHMARKING)
+    library.subscribe("watcher", frozenset())
+    work = library.claim_kernel("urabrask", 60, HERE)
+    assert work is not None and [work.record.kernel_id] == [k.kernel_id for k in pending]
+    known = library.complete_kernel(work, report(work.record.kernel_id))
+    said = library.next_event("watcher")
+    assert said is not None and payload_of(said) == known
 
 
 def test_what_waited_for_its_compile_does_not_begin_anew(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 A contract and its message have the same name, and so have their fields, but for three cases:
 a duration is seconds in a contract and milliseconds on the wire (`compile_seconds` is
-`compile_ms`, a report's `seconds` its `duration_ms`), an event's `body` travels as JSON text,
-and a manifest's `sha256` is a list of pairs. From this a plan per class is made once, at
+`compile_ms`, a report's `seconds` its `duration_ms`), an event's `body` travels as the message
+of its topic's payload, or as JSON text where the topic has none, and a manifest's `sha256` is a
+list of pairs. From this a plan per class is made once, at
 import; a contract's field that its message does not have is an error then.
 
 What comes back is validated by the contract itself, as if a stranger had made it.
@@ -23,7 +24,16 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from esper.errors import ContractError
-from esper.leyline import artifact, blueprint, command, events, library, signature, verdict
+from esper.leyline import (
+    artifact,
+    blueprint,
+    command,
+    events,
+    library,
+    payloads,
+    signature,
+    verdict,
+)
 from esper.leyline.base import Contract
 from esper.leyline.proto.v1 import contracts_pb2 as pb
 
@@ -37,8 +47,14 @@ CONTRACTS: tuple[type[Contract], ...] = (
     verdict.Measurement, verdict.Drift, verdict.Risk, verdict.ProofCase, verdict.Tag,
     verdict.ValidationReport,
     library.BlueprintRecord, library.KernelRecord, library.BlueprintClaim, library.KernelClaim,
-    library.QueueDepths, library.Lease, library.Change, command.FieldReport, events.Event,
+    library.QueueDepths, library.Lease, library.Change, command.SeedHealth, command.FieldReport,
+    events.Event,
 )
+# The member of an event's `payload` that stands for its body.
+_PAYLOAD_FIELDS: dict[type[Contract], str] = {
+    command.SeedHealth: "seed_health", command.FieldReport: "field_report",
+    library.BlueprintRecord: "blueprint", library.KernelRecord: "kernel",
+}
 
 
 # Enums, by name: the wire's numbers are its own.
@@ -135,7 +151,7 @@ def _scalar(kind: Any, wire: str) -> tuple[Callable[[Any], Any], Callable[[Any],
     if wire.endswith("_ms"):
         return _to_ms, _from_ms
     if wire == "body_json":
-        return json.dumps, json.loads
+        return json.dumps, lambda text: json.loads(text or "{}")
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _ENUMS[kind].number.__getitem__, _ENUMS[kind].to_contract
     return _as_is, _as_is
@@ -207,7 +223,13 @@ _PLANS = {contract: _plan(contract) for contract in CONTRACTS}
 
 def _fill(message: Message, value: Contract) -> None:
     message.SetInParent()  # an empty message is not an absent one
+    said = None
+    if isinstance(value, events.Event) and value.topic in payloads.PAYLOADS:
+        said = payloads.payload_of(value)
+        _fill(getattr(message, _PAYLOAD_FIELDS[type(said)]), said)
     for field in _PLANS[type(value)].fields:
+        if said is not None and field.name == "body":
+            continue
         given = getattr(value, field.name)
         if given is not None:
             field.put(message, given)
@@ -220,7 +242,16 @@ def _read(contract: type[T], message: Message) -> T:
             values[field.name] = field.get(getattr(message, field.wire))
         elif field.nullable:
             values[field.name] = None
+    if contract is events.Event and (part := message.WhichOneof("payload")) is not None:
+        values["body"] = _said(values["topic"], part, message).model_dump(mode="json")
     return contract.model_validate(values)
+
+
+def _said(topic: events.Topic, part: str, event: Message) -> Contract:
+    contract = payloads.PAYLOADS.get(topic)
+    if contract is None or _PAYLOAD_FIELDS[contract] != part:
+        raise ContractError(f"an event of {topic} on the wire says {part!r}, which is not its own")
+    return _read(contract, getattr(event, part))
 
 
 def to_wire(value: Contract) -> Any:

@@ -642,8 +642,34 @@ class FieldReport(_message.Message):
     time: float
     def __init__(self, report_id: _Optional[str] = ..., run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., site: _Optional[str] = ..., kernel_id: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., outcome: _Optional[_Union[SeedState, str]] = ..., reason: _Optional[str] = ..., gain: _Optional[float] = ..., loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ..., epochs: _Optional[int] = ..., time: _Optional[float] = ...) -> None: ...
 
+class SeedHealth(_message.Message):
+    __slots__ = ("run_id", "trace_id", "site", "kernel_id", "state", "epoch", "step", "alpha", "drift", "grad_norm", "gain")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    trace_id: str
+    site: str
+    kernel_id: str
+    state: SeedState
+    epoch: int
+    step: int
+    alpha: float
+    drift: float
+    grad_norm: float
+    gain: float
+    def __init__(self, run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., site: _Optional[str] = ..., kernel_id: _Optional[str] = ..., state: _Optional[_Union[SeedState, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., alpha: _Optional[float] = ..., drift: _Optional[float] = ..., grad_norm: _Optional[float] = ..., gain: _Optional[float] = ...) -> None: ...
+
 class Event(_message.Message):
-    __slots__ = ("event_id", "topic", "sender", "time", "trace_id", "priority", "schema_version", "body_json")
+    __slots__ = ("event_id", "topic", "sender", "time", "trace_id", "priority", "schema_version", "body_json", "seed_health", "field_report", "blueprint", "kernel")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -652,6 +678,10 @@ class Event(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     BODY_JSON_FIELD_NUMBER: _ClassVar[int]
+    SEED_HEALTH_FIELD_NUMBER: _ClassVar[int]
+    FIELD_REPORT_FIELD_NUMBER: _ClassVar[int]
+    BLUEPRINT_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     topic: Topic
     sender: str
@@ -660,7 +690,11 @@ class Event(_message.Message):
     priority: Priority
     schema_version: int
     body_json: str
-    def __init__(self, event_id: _Optional[str] = ..., topic: _Optional[_Union[Topic, str]] = ..., sender: _Optional[str] = ..., time: _Optional[float] = ..., trace_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., schema_version: _Optional[int] = ..., body_json: _Optional[str] = ...) -> None: ...
+    seed_health: SeedHealth
+    field_report: FieldReport
+    blueprint: BlueprintRecord
+    kernel: KernelRecord
+    def __init__(self, event_id: _Optional[str] = ..., topic: _Optional[_Union[Topic, str]] = ..., sender: _Optional[str] = ..., time: _Optional[float] = ..., trace_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., schema_version: _Optional[int] = ..., body_json: _Optional[str] = ..., seed_health: _Optional[_Union[SeedHealth, _Mapping]] = ..., field_report: _Optional[_Union[FieldReport, _Mapping]] = ..., blueprint: _Optional[_Union[BlueprintRecord, _Mapping]] = ..., kernel: _Optional[_Union[KernelRecord, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("error", "message", "node")

@@ -58,7 +58,8 @@ class EventServiceServicer(object):
 
     def Subscribe(self, request_iterator, context):
         """One event at a time: the next comes when this one is acknowledged. What was not
-        acknowledged when a stream broke comes again when the same subscription is opened again.
+        acknowledged when a stream broke, or the server died, comes again when the same
+        subscription is opened again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
