@@ -22,7 +22,8 @@ from esper.oona.queue import Item, admit
 log = logging.getLogger(__name__)
 KEPT_SECONDS = 86_400.0  # of a subscription that nobody opens: its owner may come back
 KEPT_EVENTS = 4096  # for one subscription
-MAX_SUBSCRIPTIONS = 128
+MAX_SUBSCRIPTIONS, MAX_NAME = 128, 200
+MAX_EVENT_CHARS = 1 << 18  # of what others publish
 
 
 def subscribe(

@@ -188,6 +188,11 @@ class Shelves:
             raise ContractError(f"{event.topic} is what the library says itself, when it happens")
         if event.topic in PAYLOADS:
             payload_of(event)
+        if (size := len(event.model_dump_json())) > outbox.MAX_EVENT_CHARS:
+            raise ContractError(
+                f"event {event.event_id} has {size} characters, at most {outbox.MAX_EVENT_CHARS} "
+                "are kept; say less, and where the rest is"
+            )
         with self._store.read() as con:  # a commit is dear, and mostly nobody listens
             if not outbox.following(con, event.topic):
                 return
@@ -195,8 +200,11 @@ class Shelves:
             outbox.append(con, event, self._clock())
 
     def subscribe(self, name: str, topics: frozenset[Topic]) -> None:
-        if not name:
-            raise ContractError("a subscription has a name that is its subscriber's own")
+        if not 0 < len(name) <= outbox.MAX_NAME:
+            raise ContractError(
+                f"a subscription has a name of 1 to {outbox.MAX_NAME} characters, its subscriber's "
+                f"own; given {len(name)}"
+            )
         with self._store.write() as con:
             outbox.subscribe(con, name, topics, self._clock())
 

@@ -85,6 +85,12 @@ def test_only_true_facts_and_sound_bodies_are_published(tmp_path: Path) -> None:
             library.publish(event(1, topic=topic))
     with pytest.raises(ContractError, match="is no SeedHealth"):
         library.publish(event(1, topic=Topic.SEED_HEALTH))
+    long = event(1).model_copy(update={"body": {"words": "x" * outbox.MAX_EVENT_CHARS}})
+    with pytest.raises(ContractError, match="say less"):
+        library.publish(long)
+    for name in ("", "x" * 201):
+        with pytest.raises(ContractError, match="1 to 200 characters"):
+            library.subscribe(name, ALL)
 
 
 def test_who_stays_away_is_forgotten_and_what_is_too_much_is_dropped_by_the_policy(
