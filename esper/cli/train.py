@@ -227,7 +227,7 @@ def _train_grown(
         session = stack.enter_context(Session(
             model, optimizer, loss_fn=cross_entropy,
             holdout=list(Batches(data.holdout, EVAL_BATCH)), library=library,
-            policy=_policy(config), lr_scale=config.growth.lr_scale,
+            run_id=info.run_id, policy=_policy(config), lr_scale=config.growth.lr_scale,
             observers=[observe, recorder.observe]))
         recorder.session = session
         _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log, place)

@@ -193,7 +193,8 @@ class Session:
         self._recent.clear()
         self._epoch_losses.clear()
         self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
-                            body={"reason": reason, "step": self.growth.step,
+                            body={"run_id": self.run_id, "reason": reason,
+                                  "step": self.growth.step,
                                   "seconds": time.perf_counter() - started}))
         if self.rollbacks > self._max_rollbacks:
             raise EsperError(
@@ -248,8 +249,8 @@ class Session:
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
                                sites, seconds, rolled_back)
         self._publish(Event(topic=Topic.EPOCH, sender="tolaria", body={
-            "epoch": summary.epoch, "step": summary.step, "train_loss": train,
-            "holdout_loss": holdout, "decision_seconds": seconds}))
+            "run_id": self.run_id, "epoch": summary.epoch, "step": summary.step,
+            "train_loss": train, "holdout_loss": holdout, "decision_seconds": seconds}))
         return summary
 
     def _carry_out(self, decision: Decision) -> None:
