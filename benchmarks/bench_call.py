@@ -83,7 +83,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "kernel").write_bytes(content)
     artifact = read_artifact(folder / "kernel", hashlib.sha256(content).hexdigest())
     paths = [str(folder / name) for name in ("forward.so", "backward.so")]
-    for path, half in zip(paths, (artifact.forward, artifact.backward), strict=True):
+    for path, half in zip(paths, artifact.code.values(), strict=True):
         Path(path).write_bytes(half)
     params = [nn.Parameter(p) for p in initial_parameters(ir, signature)]
     return artifact.manifest, paths, params

@@ -25,14 +25,21 @@ constexpr const char* kAgain = "; fetch it again, or compile the blueprint again
 struct Part {
   std::string_view name;
   uint64_t cap;
-  std::string_view Members::* place;
+  bool is_elf;
 };
-constexpr std::array<Part, 4> kParts{{
-    {"manifest.json", kMaxManifest, &Members::manifest},
-    {"blueprint.json", kMaxBlueprint, &Members::blueprint},
-    {"forward.so", kMaxLibrary, &Members::forward},
-    {"backward.so", kMaxLibrary, &Members::backward},
-}};
+using Parts = std::array<Part, 4>;
+constexpr Part kManifest{"manifest.json", kMaxManifest, false};
+constexpr Part kBlueprint{"blueprint.json", kMaxBlueprint, false};
+constexpr Parts kLibraries{{kManifest, kBlueprint,
+                            {"forward.so", kMaxLibrary, true}, {"backward.so", kMaxLibrary, true}}};
+constexpr Parts kCubins{{kManifest, kBlueprint,
+                         {"plan.json", kMaxPlan, false}, {"kernels.cubin", kMaxCubins, true}}};
+const Parts& PartsOf(Layout layout) {
+  return layout == Layout::kCubins ? kCubins : kLibraries;
+}
+std::string_view& Place(Members& members, size_t i) {
+  return i == 0 ? members.manifest : i == 1 ? members.blueprint : members.code[i - 2];
+}
 constexpr uint64_t kMaxArtifact = kMaxManifest + kMaxBlueprint + 2 * kMaxLibrary + (1 << 16);
 
 [[noreturn]] void Corrupt(const std::string& what) { throw ArtifactCorrupt(what + kAgain); }
@@ -48,6 +55,7 @@ class Reader {
     left_.remove_prefix(size);
     return taken;
   }
+  bool Starts(std::string_view text) const { return left_.substr(0, text.size()) == text; }
   bool empty() const { return left_.empty(); }
 
  private:
@@ -181,15 +189,22 @@ Members ParseNamed(const std::string& file, const std::string& path) {
 
 }  // namespace
 
+std::array<std::string_view, 4> Members::names() const {
+  const Parts& parts = PartsOf(layout);
+  return {parts[0].name, parts[1].name, parts[2].name, parts[3].name};
+}
+
 Members ParseArtifact(std::string_view file) {
   Members members;
-  std::array<uint64_t, kParts.size()> offsets{};
+  std::array<uint64_t, 4> offsets{};
   Reader reader(file);
   uint64_t offset = 0;
-  for (size_t i = 0; i < kParts.size(); ++i) {
-    const Part& part = kParts[i];
+  for (size_t i = 0; i < offsets.size(); ++i) {
     offsets[i] = offset;
     const auto header = reader.Take(kLocal, "a header");
+    // The third name says which layout it is.
+    if (i == 2 && reader.Starts(kCubins[i].name)) members.layout = Layout::kCubins;
+    const Part& part = PartsOf(members.layout)[i];
     Need(Number(header, 0, 4) == 0x04034b50, part.name, "no member begins here");
     // Encryption, sizes that follow the data, and compression are all left out of artifacts.
     Need(Number(header, 6, 2) == 0 && Number(header, 8, 2) == 0, part.name,
@@ -199,14 +214,15 @@ Members ParseArtifact(std::string_view file) {
     Need(Number(header, 26, 2) == part.name.size() && Number(header, 28, 2) == 0, part.name,
          "another name or an extra field");
     Need(reader.Take(part.name.size(), "a name") == part.name, part.name, "another name");
-    members.*(part.place) = reader.Take(size, "a member");
+    Place(members, i) = reader.Take(size, "a member");
     offset += kLocal + part.name.size() + size;
   }
+  const Parts& parts = PartsOf(members.layout);
   const uint64_t directory = offset;
-  for (size_t i = 0; i < kParts.size(); ++i) {
-    const Part& part = kParts[i];
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
     const auto header = reader.Take(kCentral, "the directory");
-    const uint64_t size = (members.*(part.place)).size();
+    const uint64_t size = Place(members, i).size();
     Need(Number(header, 0, 4) == 0x02014b50 && Number(header, 8, 2) == 0 &&
              Number(header, 10, 2) == 0 && Number(header, 20, 4) == size &&
              Number(header, 24, 4) == size && Number(header, 28, 2) == part.name.size() &&
@@ -222,13 +238,15 @@ Members ParseArtifact(std::string_view file) {
   }
   const auto end = reader.Take(kEnd, "its end record");
   if (Number(end, 0, 4) != 0x06054b50 || Number(end, 4, 4) != 0 ||
-      Number(end, 8, 2) != kParts.size() || Number(end, 10, 2) != kParts.size() ||
+      Number(end, 8, 2) != parts.size() || Number(end, 10, 2) != parts.size() ||
       Number(end, 12, 4) != offset - directory || Number(end, 16, 4) != directory ||
       Number(end, 20, 2) != 0 || !reader.empty()) {
     Corrupt("the zip's end record contradicts what is before it, or something follows");
   }
-  for (const auto code : {members.forward, members.backward}) {
-    if (code.substr(0, 4) != "\x7f" "ELF") Corrupt("the code is not an ELF shared object");
+  for (size_t i = 2; i < parts.size(); ++i) {
+    if (parts[i].is_elf && Place(members, i).substr(0, 4) != "\x7f" "ELF") {
+      Corrupt(std::string(parts[i].name) + " is not an ELF file");
+    }
   }
   return members;
 }
@@ -237,23 +255,43 @@ Artifact::Artifact(std::string content, const std::string& path, const std::stri
     : file(std::move(content)),
       digest(CheckedDigest(file, path, digest)),
       members(ParseNamed(file, path)),
-      digests{Digest(members.blueprint), Digest(members.forward), Digest(members.backward)} {}
+      digests{Digest(members.blueprint), Digest(members.code[0]), Digest(members.code[1])} {}
 
 std::shared_ptr<const Artifact> ReadArtifact(const std::string& path, const std::string& digest) {
   return std::make_shared<const Artifact>(ReadFile(path), path, digest);
 }
 
+namespace {
+
+c10::intrusive_ptr<SeedKernel> OpenLibraries(const Members& members,
+                                             const Convention& convention) {
+  const PrivateFolder folder;
+  // Once mapped, the files are not needed.
+  return c10::make_intrusive<SeedKernel>(
+      folder.Write("forward.so", members.code[0]), folder.Write("backward.so", members.code[1]),
+      convention.backward_inputs, convention.gradients, convention.device, convention.dtype,
+      convention.shapes);
+}
+
+c10::intrusive_ptr<SeedKernel> OpenCubins(const Members& members, const Convention& convention) {
+  const auto plan = std::make_shared<const LaunchPlan>(*convention.plan);
+  return OpenPlan(plan, LoadCubins(*plan, members.code[1]), convention.backward_inputs,
+                  convention.gradients, convention.device, convention.dtype, convention.shapes);
+}
+
+}  // namespace
+
 c10::intrusive_ptr<SeedKernel> OpenArtifact(const Artifact& artifact,
                                             const Convention& convention) {
   const Members& members = artifact.members;
-  const PrivateFolder folder;
-  // Once mapped, the files are not needed.
-  auto kernel = c10::make_intrusive<SeedKernel>(
-      folder.Write("forward.so", members.forward), folder.Write("backward.so", members.backward),
-      convention.backward_inputs, convention.gradients, convention.device, convention.dtype,
-      convention.shapes);
+  const bool cubins = members.layout == Layout::kCubins;
+  TORCH_CHECK_VALUE(cubins == convention.plan.has_value(), "the artifact is made of ",
+                    cubins ? "cubins" : "libraries", ", and ",
+                    cubins ? "no launch plan was given" : "a launch plan was given",
+                    "; give the plan where there are cubins");
+  auto kernel = cubins ? OpenCubins(members, convention) : OpenLibraries(members, convention);
   kernel->papers = {std::string(members.manifest), std::string(members.blueprint),
-                    members.forward.size() + members.backward.size()};
+                    members.code[0].size() + members.code[1].size()};
   return kernel;
 }
 

@@ -3,10 +3,12 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "launch_plan.h"
 #include "seed_kernel.h"
 
 namespace esper {
@@ -15,18 +17,26 @@ namespace esper {
 constexpr uint64_t kMaxManifest = 1 << 20;
 constexpr uint64_t kMaxBlueprint = 64 << 10;
 constexpr uint64_t kMaxLibrary = 256 << 20;
+constexpr uint64_t kMaxPlan = 1 << 20;
+constexpr uint64_t kMaxCubins = 64 << 20;
+
+// Which two members are the code: forward.so and backward.so, or plan.json and kernels.cubin.
+enum class Layout { kLibraries, kCubins };
 
 // The members of an artifact: views into the bytes that were parsed.
 struct Members {
+  Layout layout = Layout::kLibraries;
   std::string_view manifest;
   std::string_view blueprint;
-  std::string_view forward;
-  std::string_view backward;
+  std::array<std::string_view, 2> code;
+
+  // The names of all four, in their order.
+  std::array<std::string_view, 4> names() const;
 };
 
-// Reads a zip of exactly the four members, stored, in their order, within their caps, with
-// nothing before, between or after them but the headers zip itself needs. The checksum of the
-// manifest is compared, for of the other members it holds digests.
+// Reads a zip of exactly the four members of a layout, stored, in their order, within their caps,
+// with nothing before, between or after them but the headers zip itself needs. The checksum of
+// the manifest is compared, for of the other members it holds digests.
 // Throws ArtifactCorrupt. Never reads outside of `file`, whatever is in it.
 Members ParseArtifact(std::string_view file);
 
@@ -57,10 +67,12 @@ struct Convention {
   std::string device;
   std::string dtype;
   std::vector<std::vector<int64_t>> shapes;
+  std::optional<RawPlan> plan;  // of the artifact's cubins, checked against them; none: libraries
 };
 
-// Opens the code of an artifact, from a folder that only this user can enter and that is gone on
-// return. Throws c10::Error where it cannot be opened, std::system_error where there is no place.
+// Opens the code of an artifact: libraries from a folder that only this user can enter and that
+// is gone on return, cubins from memory. Throws c10::ValueError where the plan is missing or one
+// too many, c10::Error where the code cannot be opened, std::system_error where there is no place.
 c10::intrusive_ptr<SeedKernel> OpenArtifact(const Artifact& artifact,
                                             const Convention& convention);
 

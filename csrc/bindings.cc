@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "blend.h"
+#include "launch_plan.h"
 #include "seed_kernel.h"
 #include "slot.h"
 
@@ -19,6 +20,24 @@ esper::Mode ToMode(int64_t mode) {
                     "; it must be 0 (TRAINING), 1 (GRAFTING) or 2 (FULL)");
   return static_cast<esper::Mode>(mode);
 }
+
+// Hands launches to a function of Python, so that plans can be followed where there is no GPU:
+// launch(kernel's index, grid, values).
+class PythonLauncher : public esper::Launcher {
+ public:
+  explicit PythonLauncher(py::function launch) : launch_(std::move(launch)) {}
+  ~PythonLauncher() override {
+    py::gil_scoped_acquire gil;
+    launch_ = py::function();
+  }
+  void Launch(const esper::CubinKernel&, const esper::LaunchCall& call) override {
+    py::gil_scoped_acquire gil;
+    launch_(call.kernel, call.grid, call.values);
+  }
+
+ private:
+  py::function launch_;
+};
 
 }  // namespace
 
@@ -42,6 +61,21 @@ PYBIND11_MODULE(_C, m) {
            py::arg("forward_so"), py::arg("backward_so"), py::arg("backward_inputs"),
            py::arg("gradients"), py::arg("device") = "cpu", py::arg("dtype") = "float32",
            py::arg("shapes") = std::vector<std::vector<int64_t>>())
+      .def_static(
+          "followed",
+          [](const esper::RawPlan& raw, py::function launch,
+             const std::vector<std::string>& backward_inputs, std::vector<int64_t> gradients,
+             const std::string& device, const std::string& dtype,
+             std::vector<std::vector<int64_t>> shapes) {
+            const auto plan = std::make_shared<const esper::LaunchPlan>(raw);
+            return esper::OpenPlan(plan, std::make_shared<PythonLauncher>(std::move(launch)),
+                                   backward_inputs, std::move(gradients), device, dtype,
+                                   std::move(shapes));
+          },
+          py::arg("plan"), py::arg("launch"), py::arg("backward_inputs"), py::arg("gradients"),
+          py::arg("device"), py::arg("dtype"),
+          py::arg("shapes") = std::vector<std::vector<int64_t>>(),
+          "A kernel of a launch plan whose launches are handed to `launch(kernel, grid, values)`.")
       .def(
           "__call__",
           [](esper::SeedKernel& self, const at::Tensor& h, const std::vector<at::Tensor>& params,

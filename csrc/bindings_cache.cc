@@ -1,4 +1,5 @@
 #include <chrono>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -106,10 +107,12 @@ void BindCache(py::module_& m) {
           "manifest", [](const Artifact& a) { return py::bytes(a.members.manifest); })
       .def_property_readonly(
           "blueprint", [](const Artifact& a) { return py::bytes(a.members.blueprint); })
-      .def_property_readonly("forward",
-                             [](const Artifact& a) { return py::bytes(a.members.forward); })
-      .def_property_readonly("backward",
-                             [](const Artifact& a) { return py::bytes(a.members.backward); })
+      .def_property_readonly("members", [](const Artifact& a) { return a.members.names(); })
+      .def_property_readonly("code",
+                             [](const Artifact& a) {
+                               return py::make_tuple(py::bytes(a.members.code[0]),
+                                                     py::bytes(a.members.code[1]));
+                             })
       .def_property_readonly("digests", [](const Artifact& a) { return a.digests; });
   m.def(
       "read_artifact",
@@ -129,15 +132,17 @@ void BindCache(py::module_& m) {
               "open",
               [](KernelCache& self, KernelCache::Sealed artifact,
                  std::vector<std::string> backward_inputs, std::vector<int64_t> gradients,
-                 std::string device, std::string dtype,
-                 std::vector<std::vector<int64_t>> shapes) {
+                 std::string device, std::string dtype, std::vector<std::vector<int64_t>> shapes,
+                 std::optional<RawPlan> plan) {
                 return self.Open(std::move(artifact),
                                  {std::move(backward_inputs), std::move(gradients),
-                                  std::move(device), std::move(dtype), std::move(shapes)});
+                                  std::move(device), std::move(dtype), std::move(shapes),
+                                  std::move(plan)});
               },
               py::arg("artifact"), py::arg("backward_inputs"), py::arg("gradients"),
               py::arg("device"), py::arg("dtype"),
-              py::arg("shapes") = std::vector<std::vector<int64_t>>(), NoGil())
+              py::arg("shapes") = std::vector<std::vector<int64_t>>(),
+              py::arg("plan") = std::nullopt, NoGil())
           .def("evict", &KernelCache::Evict, py::arg("digest"), NoGil())
           .def("statistics",
                [](const KernelCache& self) { return ToDict(self.Statistics()); })

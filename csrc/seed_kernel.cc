@@ -25,8 +25,9 @@ constexpr const char* kConvention =
     "an input of the backward is \"in:I\" (forward input), \"out:K\" (forward output) or "
     "\"grad\"; compile the kernel again with the compiler of this version";
 
-std::unique_ptr<torch::inductor::AOTIModelContainerRunner> Open(
-    const std::string& path, const at::Device& device) {
+using Runner = torch::inductor::AOTIModelContainerRunner;
+
+std::unique_ptr<Runner> Open(const std::string& path, const at::Device& device) {
   if (device.is_cpu()) {
     return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(path);
   }
@@ -57,6 +58,26 @@ at::Device WithIndex(at::Device device) {
   return device;
 }
 
+// A shared library that Inductor compiled.
+class CompiledHalf : public Half {
+ public:
+  CompiledHalf(const std::string& path, const at::Device& device) {
+    const LinkerLock no_fork;
+    runner_ = Open(path, device);
+  }
+  ~CompiledHalf() override {
+    const LinkerLock no_fork;
+    runner_.reset();
+  }
+  // AOTInductor's runner allocates the results itself and has no way to be given any.
+  std::vector<at::Tensor> Run(std::vector<at::Tensor> inputs) override {
+    return runner_->boxed_run(std::move(inputs));
+  }
+
+ private:
+  std::unique_ptr<Runner> runner_;
+};
+
 at::ScalarType ParseDtype(const std::string& text) {
   if (text == "float32") return at::kFloat;
   if (text == "float64") return at::kDouble;
@@ -74,13 +95,12 @@ bool Fits(at::IntArrayRef sizes, const std::vector<int64_t>& shape) {
 
 // Compiled code calls back into torch's operators. An autocast that surrounds the training step
 // must not reach those: it would change the types that the code was compiled for.
-std::vector<at::Tensor> RunModel(
-    torch::inductor::AOTIModelContainerRunner& model, const at::Device& device,
-    std::vector<at::Tensor> inputs, size_t wanted, const char* half) {
+std::vector<at::Tensor> RunHalf(Half& code, const at::Device& device,
+                                std::vector<at::Tensor> inputs, size_t wanted, const char* half) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::OptionalDeviceGuard on_device;
   if (!device.is_cpu()) on_device.reset_device(inputs.front().device());
-  auto outputs = model.boxed_run(std::move(inputs));
+  auto outputs = code.Run(std::move(inputs));
   TORCH_CHECK(outputs.size() >= wanted, "the kernel's ", half, " returned ", outputs.size(),
               " tensors, its manifest needs at least ", wanted,
               "; manifest and code do not belong together: compile the kernel again");
@@ -124,8 +144,6 @@ at::Tensor AlphaCache::Get(double alpha, at::Device device) {
 }
 
 SeedKernel::SeedKernel(
-    const std::string& forward_so,
-    const std::string& backward_so,
     const std::vector<std::string>& backward_inputs,
     std::vector<int64_t> gradients,
     const std::string& device,
@@ -152,24 +170,40 @@ SeedKernel::SeedKernel(
       forward_outputs_ = std::max(forward_outputs_, sources_.back().index + 1);
     }
   }
-  const LinkerLock no_fork;
-  auto forward = Open(forward_so, device_);
-  backward_ = Open(backward_so, device_);
-  forward_ = std::move(forward);
 }
 
-SeedKernel::~SeedKernel() {
-  const LinkerLock no_fork;
-  forward_.reset();
-  backward_.reset();
+SeedKernel::SeedKernel(
+    const std::string& forward_so,
+    const std::string& backward_so,
+    const std::vector<std::string>& backward_inputs,
+    std::vector<int64_t> gradients,
+    const std::string& device,
+    const std::string& dtype,
+    std::vector<std::vector<int64_t>> shapes)
+    : SeedKernel(backward_inputs, std::move(gradients), device, dtype, std::move(shapes)) {
+  forward_ = std::make_unique<CompiledHalf>(forward_so, device_);
+  backward_ = std::make_unique<CompiledHalf>(backward_so, device_);
+}
+
+SeedKernel::SeedKernel(
+    std::unique_ptr<Half> forward,
+    std::unique_ptr<Half> backward,
+    const std::vector<std::string>& backward_inputs,
+    std::vector<int64_t> gradients,
+    const std::string& device,
+    const std::string& dtype,
+    std::vector<std::vector<int64_t>> shapes)
+    : SeedKernel(backward_inputs, std::move(gradients), device, dtype, std::move(shapes)) {
+  forward_ = std::move(forward);
+  backward_ = std::move(backward);
 }
 
 std::vector<at::Tensor> SeedKernel::RunForward(std::vector<at::Tensor> inputs) {
-  return RunModel(*forward_, device_, std::move(inputs), forward_outputs_, "forward");
+  return RunHalf(*forward_, device_, std::move(inputs), forward_outputs_, "forward");
 }
 
 std::vector<at::Tensor> SeedKernel::RunBackward(std::vector<at::Tensor> inputs) {
-  return RunModel(*backward_, device_, std::move(inputs), backward_outputs_, "backward");
+  return RunHalf(*backward_, device_, std::move(inputs), backward_outputs_, "backward");
 }
 
 void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params,

@@ -10,7 +10,6 @@
 #include <ATen/core/ivalue.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/Stream.h>
-#include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
 #include "thread_annotations.h"
 
@@ -58,6 +57,15 @@ class AlphaCache {
   Held current_ ESPER_GUARDED_BY(mutex_);
 };
 
+// Compiled code, forward or backward, below autograd. Thread-safe.
+class Half {
+ public:
+  virtual ~Half() = default;
+  // `inputs` are contiguous and on one device, which is the current one. Results are new tensors
+  // every time, each of memory of its own.
+  virtual std::vector<at::Tensor> Run(std::vector<at::Tensor> inputs) = 0;
+};
+
 // A forward and a backward compiled ahead of time, run as one node of the autograd graph.
 //
 //   forward:  [h, alpha, *params]      -> [out, *saved]
@@ -71,7 +79,7 @@ class AlphaCache {
 // backward that may need it has run, whoever else has let go of the kernel.
 //
 // Thread-safe: any thread may call Run, and backward runs on whatever thread autograd chooses.
-// Calls on one kernel wait for one another inside the runner, which keeps one model instance.
+// Calls on one kernel of libraries wait for one another in torch's runner, which keeps one model.
 // No method may be called with the GIL held: kernels run for long.
 class SeedKernel : public torch::CustomClassHolder {
  public:
@@ -89,7 +97,15 @@ class SeedKernel : public torch::CustomClassHolder {
       const std::string& device,
       const std::string& dtype,
       std::vector<std::vector<int64_t>> shapes = {});
-  ~SeedKernel() override;
+  // Of halves that are open already.
+  SeedKernel(
+      std::unique_ptr<Half> forward,
+      std::unique_ptr<Half> backward,
+      const std::vector<std::string>& backward_inputs,
+      std::vector<int64_t> gradients,
+      const std::string& device,
+      const std::string& dtype,
+      std::vector<std::vector<int64_t>> shapes);
 
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
   // has to be computed, the very tensor `h` is returned. Under autocast `h` may be of another
@@ -101,8 +117,7 @@ class SeedKernel : public torch::CustomClassHolder {
   void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
                    Mode mode) const;
 
-  // The two halves, below autograd. `inputs` are consumed. Results are new tensors every time:
-  // AOTInductor's runner allocates them itself and has no way to be given any.
+  // The two halves, below autograd. `inputs` are consumed.
   std::vector<at::Tensor> RunForward(std::vector<at::Tensor> inputs);
   std::vector<at::Tensor> RunBackward(std::vector<at::Tensor> inputs);
 
@@ -120,7 +135,13 @@ class SeedKernel : public torch::CustomClassHolder {
   AlphaCache& alphas() { return alphas_; }
 
  private:
-  using Runner = torch::inductor::AOTIModelContainerRunner;
+  // Everything but the halves.
+  SeedKernel(
+      const std::vector<std::string>& backward_inputs,
+      std::vector<int64_t> gradients,
+      const std::string& device,
+      const std::string& dtype,
+      std::vector<std::vector<int64_t>> shapes);
 
   const std::vector<int64_t> gradients_;
   const at::Device device_;
@@ -129,8 +150,8 @@ class SeedKernel : public torch::CustomClassHolder {
   std::vector<Source> sources_;
   size_t forward_outputs_ = 1;   // at least this many are needed
   size_t backward_outputs_ = 0;  // at least this many are needed
-  std::unique_ptr<Runner> forward_;
-  std::unique_ptr<Runner> backward_;
+  std::unique_ptr<Half> forward_;
+  std::unique_ptr<Half> backward_;
   AlphaCache alphas_;
 };
 

@@ -44,6 +44,10 @@ class CompileError(EsperError):
     """Ahead-of-time compilation of one blueprint failed, crashed or ran out of time."""
 
 
+class NoBackend(CompileError):
+    """No backend of this worker compiles a blueprint for its device; another worker's may."""
+
+
 class LibraryError(EsperError):
     """Base class for errors of Urza, the library."""
 

@@ -30,45 +30,42 @@ from torch import Tensor
 
 from esper.errors import ArtifactCorrupt, ArtifactMismatch, BlueprintError
 from esper.kasmina.cache import kernel_cache
-from esper.kasmina.native import open_kernel, runs_on
+from esper.kasmina.launches import as_tuples, check_plan
+from esper.kasmina.native import NO_LAUNCHES, open_kernel, runs_on
 from esper.leyline.artifact import (
     BACKWARD,
     BLUEPRINT,
+    CAPS,
+    CUBINS,
     FORWARD,
+    LAYOUTS,
     MANIFEST,
-    MAX_LIBRARY_BYTES,
-    MAX_MANIFEST_BYTES,
     MEMBERS,
+    PLAN,
     Manifest,
     ParameterSpec,
     kernel_id,
 )
-from esper.leyline.blueprint import MAX_JSON_BYTES, BlueprintIR, parse_blueprint
+from esper.leyline.blueprint import BlueprintIR, parse_blueprint
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteSignature
 
 # kernel(h, params, alpha, mode) -> out; mode 0 TRAINING, 1 GRAFTING, 2 FULL
 Kernel = Callable[[Tensor, list[Tensor], float, int], Tensor]
 
-_CAPS = {
-    MANIFEST: MAX_MANIFEST_BYTES,
-    BLUEPRINT: MAX_JSON_BYTES,
-    FORWARD: MAX_LIBRARY_BYTES,
-    BACKWARD: MAX_LIBRARY_BYTES,
-}
 # The members and, generously, the zip's own headers.
-MAX_ARTIFACT_BYTES = sum(_CAPS.values()) + (1 << 16)
+MAX_ARTIFACT_BYTES = sum(CAPS[name] for name in MEMBERS) + (1 << 16)
 _AGAIN = "fetch it again, or compile the blueprint again"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A sound artifact in memory. Whether it runs on this machine is another question."""
+    """A sound artifact in memory. Whether it runs on this machine is another question. `code` are
+    the members beside manifest and blueprint, by their names."""
 
     manifest: Manifest
     ir: BlueprintIR
-    forward: bytes
-    backward: bytes
+    code: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def read_artifact(path: str | os.PathLike[str], digest: str) -> Artifact:
 
     Raises:
         ArtifactCorrupt: too large, not a plain file, of another digest, not a zip of exactly
-            the four members, or its parts contradict each other.
+            the four members of a layout, or its parts contradict each other.
         FileNotFoundError: there is no such file.
     """
     content = _read_capped(path)
@@ -96,12 +93,15 @@ def read_artifact(path: str | os.PathLike[str], digest: str) -> Artifact:
             f"one: {_AGAIN}"
         )
     members = _members(path, content)
-    digests = {n: hashlib.sha256(members[n]).hexdigest() for n in MEMBERS if n != MANIFEST}
+    digests = {n: hashlib.sha256(m).hexdigest() for n, m in members.items() if n != MANIFEST}
     manifest, ir = check_papers(path, members[MANIFEST], members[BLUEPRINT], digests)
-    for name in (FORWARD, BACKWARD):
-        if not members[name].startswith(b"\x7fELF"):
-            raise ArtifactCorrupt(f"{path}: {name} is not an ELF shared object; {_AGAIN}")
-    return Artifact(manifest, ir, members[FORWARD], members[BACKWARD])
+    code = {name: members[name] for name in members if name not in (MANIFEST, BLUEPRINT)}
+    for name in code.keys() - {PLAN}:
+        if not code[name].startswith(b"\x7fELF"):
+            raise ArtifactCorrupt(f"{path}: {name} is not an ELF file; {_AGAIN}")
+    if PLAN in code:
+        check_plan(path, manifest, code[PLAN], code[CUBINS])
+    return Artifact(manifest, ir, code)
 
 
 def check_papers(
@@ -155,11 +155,12 @@ def _members(path: object, content: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = archive.infolist()
             names = tuple(i.filename for i in infos)
-            if names != MEMBERS:
+            if names not in LAYOUTS:
                 shown = ", ".join(repr(n) for n in names[:8])
                 raise ArtifactCorrupt(
                     f"{path}: the members are [{shown}] ({len(names)} in all), expected exactly "
-                    f"{list(MEMBERS)}; this is not an esper artifact"
+                    f"{' or '.join(str(list(layout)) for layout in LAYOUTS)}; this is not an "
+                    "esper artifact"
                 )
             for info in infos:
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
@@ -167,10 +168,10 @@ def _members(path: object, content: bytes) -> dict[str, bytes]:
                         f"{path}: {info.filename} is compressed or encrypted; artifacts are "
                         f"stored as they are: {_AGAIN}"
                     )
-                if info.file_size > _CAPS[info.filename] or info.file_size != info.compress_size:
+                if info.file_size > CAPS[info.filename] or info.file_size != info.compress_size:
                     raise ArtifactCorrupt(
                         f"{path}: {info.filename} claims {info.file_size} bytes "
-                        f"({info.compress_size} stored), at most {_CAPS[info.filename]} are allowed"
+                        f"({info.compress_size} stored), at most {CAPS[info.filename]} are allowed"
                     )
             # Nothing before, between or behind the members but the headers that zip itself needs.
             size = 22 + sum(30 + 46 + 2 * len(i.filename) + i.file_size for i in infos)
@@ -308,7 +309,8 @@ def open_artifact(
 
     Raises:
         ArtifactCorrupt: see `read_artifact`.
-        ArtifactMismatch: see `check_runs_here`; or the manifest is not `record`.
+        ArtifactMismatch: see `check_runs_here`; or the manifest is not `record`; or it is made of
+            cubins, and the extension that launches them is not here.
         CacheFull: every kernel in the cache is in use, and there is no room for one more.
         RuntimeError: the code cannot be opened.
     """
@@ -323,11 +325,13 @@ def open_artifact(
         _check_wanted(manifest, signature, record)
         return OpenedKernel(manifest, parse_blueprint(kernel.blueprint), kernel)
     sealed = cache.read(os.fspath(path), digest).wait()
-    digests = dict(zip((BLUEPRINT, FORWARD, BACKWARD), sealed.digests, strict=True))
+    names = sealed.members
+    digests = dict(zip(names[1:], sealed.digests, strict=True))
     manifest, ir = check_papers(path, sealed.manifest, sealed.blueprint, digests)
+    plan = check_plan(path, manifest, *sealed.code) if PLAN in names else None
     _check_wanted(manifest, signature, record)
     if not runs_on(manifest.signature.device):
-        artifact = Artifact(manifest, ir, sealed.forward, sealed.backward)
+        artifact = Artifact(manifest, ir, dict(zip(names[2:], sealed.code, strict=True)))
         return OpenedKernel(manifest, ir, _open_code(artifact))
     kernel = cache.open(
         sealed,
@@ -336,6 +340,7 @@ def open_artifact(
         manifest.signature.device,
         manifest.signature.dtype.value,
         _shapes(manifest),
+        as_tuples(plan) if plan is not None else None,
     ).wait()
     return OpenedKernel(manifest, ir, kernel)
 
@@ -362,16 +367,18 @@ def _check_wanted(
 
 def _open_code(artifact: Artifact) -> Kernel:
     manifest = artifact.manifest
+    if PLAN in artifact.code:
+        raise ArtifactMismatch(f"kernel {manifest.kernel_id}: {NO_LAUNCHES}")
     # A fresh 0700 folder per opening, not a memfd: the dynamic linker takes a library whose
     # path it has seen before for the same library, and /proc/self/fd/N comes round again.
     # Once mapped the files are not needed, so they go at once.
     with tempfile.TemporaryDirectory(prefix="esper-kernel-") as folder:
         paths = []
-        for name, code in ((FORWARD, artifact.forward), (BACKWARD, artifact.backward)):
+        for name in (FORWARD, BACKWARD):
             target = Path(folder, f"{manifest.kernel_id}-{name}")
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb", buffering=0) as file:
-                view = memoryview(code)
+                view = memoryview(artifact.code[name])
                 while view:
                     view = view[file.write(view):]
             paths.append(str(target))

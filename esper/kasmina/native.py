@@ -30,6 +30,10 @@ _REBUILD = (
     "to rebuild it, run `pip install --no-build-isolation --force-reinstall --no-deps .` in "
     "esper's source folder; until then esper goes on in Python, with slower calls into kernels"
 )
+NO_LAUNCHES = (
+    "its code is launched by esper's extension with CUDA, which is not here; choose a kernel of "
+    f"compiled libraries, or, where nvcc and a CUDA build of torch are: {_REBUILD}"
+)
 
 
 @dataclass(frozen=True)

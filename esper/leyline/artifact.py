@@ -1,7 +1,9 @@
 """The manifest of a kernel artifact, and the identity of a kernel.
 
 An artifact is one uncompressed zip with exactly these members, in this order:
-`manifest.json`, `blueprint.json`, `forward.so`, `backward.so`. There is no pickle in it.
+`manifest.json`, `blueprint.json`, `forward.so`, `backward.so`; or, where a GPU's machine code is
+launched without a library around it, `plan.json` and `kernels.cubin` in place of the last two
+(see `launch`). There is no pickle in it.
 
 Forward takes `[h, alpha, *params]` and returns `[out, *saved]` with out = blend(h, f(h),
 alpha); saved tensors that are forward inputs are not returned. Backward takes the tensors
@@ -17,6 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from esper.leyline.base import Contract, canonical_json, content_id
+from esper.leyline.blueprint import MAX_JSON_BYTES
 from esper.leyline.signature import SiteSignature
 
 FORMAT_VERSION = 1  # Manifest.format
@@ -26,8 +29,18 @@ MANIFEST, BLUEPRINT, FORWARD, BACKWARD = MEMBERS = (
     "forward.so",
     "backward.so",
 )
+CUBIN_MEMBERS = (MANIFEST, BLUEPRINT, "plan.json", "kernels.cubin")
+PLAN, CUBINS = CUBIN_MEMBERS[2:]
+LAYOUTS = (MEMBERS, CUBIN_MEMBERS)
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LIBRARY_BYTES = 256 << 20
+MAX_PLAN_BYTES = 1 << 20
+MAX_CUBINS_BYTES = 64 << 20
+CAPS = {
+    MANIFEST: MAX_MANIFEST_BYTES, BLUEPRINT: MAX_JSON_BYTES, FORWARD: MAX_LIBRARY_BYTES,
+    BACKWARD: MAX_LIBRARY_BYTES, PLAN: MAX_PLAN_BYTES, CUBINS: MAX_CUBINS_BYTES,
+}
+"""Of every member, in bytes."""
 
 
 class Pipeline(StrEnum):
@@ -42,7 +55,8 @@ class Toolchain(Contract):
     """What a kernel was built with. A kernel runs only on the torch build and ISA it names.
 
     `torch` is `torch.__version__`; `isa` is torch's CPU capability at build time for a CPU
-    kernel ("AVX512", "AVX2", ...) or the arch ("sm_90") for a CUDA kernel.
+    kernel ("AVX512", "AVX2", ...) or the arch ("sm_90") for a CUDA kernel; `compiler` names all
+    that compiled, and so tells one backend's kernels from another's.
     """
 
     torch: str

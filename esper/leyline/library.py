@@ -6,7 +6,7 @@ both satisfy it, so a service runs in the trainer's process or anywhere else unc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -140,8 +140,12 @@ class Library(Protocol):
     ) -> BlueprintRecord:
         """Queue a blueprint. One that is there already is returned as it stands."""
 
-    def claim_blueprint(self, worker: str, lease_seconds: float) -> BlueprintClaim | None:
-        """Lease the most urgent UNVALIDATED blueprint, or None. It becomes COMPILING."""
+    def claim_blueprint(
+        self, worker: str, lease_seconds: float, leave: Collection[tuple[str, str]] = ()
+    ) -> BlueprintClaim | None:
+        """Lease the most urgent UNVALIDATED blueprint, or None. It becomes COMPILING. None of
+        `leave` is handed out, (blueprint id, signature id) each: what this worker cannot compile
+        and another may be able to."""
 
     def claim_recompilation(
         self,

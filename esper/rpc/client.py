@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,8 +178,13 @@ class RemoteLibrary:
 
     # Work under a lease
 
-    def claim_blueprint(self, worker: str, lease_seconds: float) -> BlueprintClaim | None:
-        request = pb.ClaimBlueprintRequest(worker=worker, lease_ms=lease_seconds * 1e3)
+    def claim_blueprint(
+        self, worker: str, lease_seconds: float, leave: Collection[tuple[str, str]] = ()
+    ) -> BlueprintClaim | None:
+        left = [pb.BlueprintKey(blueprint_id=b, signature_id=s) for b, s in leave]
+        request = pb.ClaimBlueprintRequest(
+            worker=worker, lease_ms=lease_seconds * 1e3, leave=left
+        )
         return _claimed(BlueprintClaim, self._ask("ClaimBlueprint", request))
 
     def claim_recompilation(

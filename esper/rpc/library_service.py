@@ -27,6 +27,7 @@ WATCH_SECONDS = 0.2  # between looks; another process may write the same library
 MAX_UPLOADS = 4  # at a time, for each is held in memory until it is whole
 UPLOAD_WAIT_SECONDS = 5.0  # for one of them; the thread that waits is not there for heartbeats
 MAX_CHANGES = 10_000  # per answer
+MAX_LEFT = 1000  # blueprints that one claim leaves to others
 
 
 def _pipeline(request: Any) -> Pipeline | None:
@@ -85,7 +86,13 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
 
     @answers
     def ClaimBlueprint(self, request: Any, context: Any) -> Any:
-        claim = self._library.claim_blueprint(request.worker, request.lease_ms / 1e3)
+        if len(request.leave) > MAX_LEFT:
+            raise ContractError(
+                f"a claim leaves at most {MAX_LEFT} blueprints to others, given "
+                f"{len(request.leave)}"
+            )
+        leave = [(key.blueprint_id, key.signature_id) for key in request.leave]
+        claim = self._library.claim_blueprint(request.worker, request.lease_ms / 1e3, leave)
         return pb.ClaimBlueprintResponse(claim=None if claim is None else to_wire(claim))
 
     @answers

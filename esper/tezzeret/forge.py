@@ -27,13 +27,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, kernel_id
+from esper.leyline.artifact import (
+    BACKWARD,
+    FORWARD,
+    Manifest,
+    ParameterSpec,
+    Pipeline,
+    kernel_id,
+)
 from esper.leyline.blueprint import BlueprintIR, parse_blueprint
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteSignature
+from esper.tezzeret.backends import Built
 from esper.tezzeret.pack import pack
-from esper.tezzeret.pipelines import RECIPES
-from esper.tezzeret.toolchain import toolchain
+from esper.tezzeret.pipelines import Recipe
 
 ARTIFACT = "kernel.esper"
 _LIMITS = {  # of a compile; generous, they are there for what has gone wild
@@ -181,15 +188,13 @@ def _fastest(lowered: Any, folders: dict[str, Path]) -> Path:
     return folders[min(times, key=lambda name: times[name])]
 
 
-def compile_here(
-    ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, folder: Path
-) -> None:
-    """Compile a blueprint and write its artifact into `folder`."""
+def build_libraries(
+    ir: BlueprintIR, signature: SiteSignature, recipe: Recipe, folder: Path
+) -> Built:
+    """Lower a blueprint and compile both halves by Inductor."""
     from esper.tezzeret.lower import lower
 
-    started = time.perf_counter()
     lowered = lower(ir, signature)
-    recipe = RECIPES[pipeline]
     built: dict[str, Path] = {}
     errors: list[str] = []
     for index, variant in enumerate(recipe.variants):
@@ -202,18 +207,29 @@ def compile_here(
     if not built:
         raise RuntimeError("\n".join(errors))
     best = next(iter(built.values())) if len(built) == 1 else _fastest(lowered, built)
+    return Built(lowered.backward_inputs, lowered.gradients,
+                 {name: (best / name).read_bytes() for name in (FORWARD, BACKWARD)})
+
+
+def compile_here(
+    ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, folder: Path
+) -> None:
+    """Compile a blueprint and write its artifact into `folder`."""
+    from esper.tezzeret.workshop import backend_for
+
+    started = time.perf_counter()
+    backend = backend_for(ir, signature)
+    built = backend.build(ir, signature, pipeline, folder)
     inferred = infer(ir, signature)
-    tools = toolchain()
+    tools = backend.toolchain()
     manifest = Manifest(
         kernel_id=kernel_id(ir.id, signature, tools, pipeline), blueprint_id=ir.id,
         signature=signature, pipeline=pipeline, toolchain=tools,
         parameters=tuple(ParameterSpec(name=p.name, shape=p.shape) for p in inferred.parameters),
-        backward_inputs=lowered.backward_inputs, gradients=lowered.gradients, sha256={},
+        backward_inputs=built.backward_inputs, gradients=built.gradients, sha256={},
         compile_seconds=time.perf_counter() - started, flops=inferred.flops,
     )
-    content = pack(manifest, ir, (best / "forward.so").read_bytes(),
-                   (best / "backward.so").read_bytes())
-    (folder / ARTIFACT).write_bytes(content)
+    (folder / ARTIFACT).write_bytes(pack(manifest, ir, built.code))
 
 
 def _answer(request: dict[str, Any]) -> dict[str, str]:

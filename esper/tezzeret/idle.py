@@ -8,7 +8,7 @@ an outdated toolchain has compiled.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from esper.leyline.artifact import Pipeline, Toolchain, kernel_id
 from esper.leyline.library import BlueprintClaim, BlueprintRecord, KernelRecord, Library
@@ -17,9 +17,12 @@ from esper.tezzeret.pipelines import HIGH_INTEREST
 
 RECENT_SECONDS = 24 * 3600.0
 
+Tools = Callable[[BlueprintRecord], Toolchain | None]
+"""What a kernel of a record would be built with here; None where it cannot be compiled here."""
+
 
 def candidates(
-    library: Library, tools: Toolchain, now: float
+    library: Library, tools: Tools, now: float
 ) -> Iterator[tuple[BlueprintRecord, Pipeline, str]]:
     """Recompilations worth doing, best first, each with the id its kernel will have.
 
@@ -33,6 +36,7 @@ def candidates(
         (b, kernels[b.blueprint_id, b.signature.id]) for b in library.blueprints()
         if b.status is BlueprintStatus.COMPILED and (b.blueprint_id, b.signature.id) in kernels
     ]
+    built_with = {(b.blueprint_id, b.signature.id): tools(b) for b, _ in compiled}
 
     def failed(known: list[KernelRecord]) -> bool:
         return any(
@@ -40,7 +44,8 @@ def candidates(
         )
 
     def outdated(known: list[KernelRecord]) -> bool:
-        return all(k.manifest.toolchain != tools for k in known)
+        now_here = built_with[known[0].blueprint_id, known[0].manifest.signature.id]
+        return all(k.manifest.toolchain != now_here for k in known)
 
     compiled.sort(key=lambda c: -c[0].interest)
     tiers = (
@@ -51,13 +56,16 @@ def candidates(
     there = {k.kernel_id for known in kernels.values() for k in known}
     for pipeline, records in tiers:
         for record in records:
-            identity = kernel_id(record.blueprint_id, record.signature, tools, pipeline)
+            made = built_with[record.blueprint_id, record.signature.id]
+            if made is None:
+                continue
+            identity = kernel_id(record.blueprint_id, record.signature, made, pipeline)
             if identity not in there:
                 yield record, pipeline, identity
 
 
 def claim_idle_work(
-    library: Library, worker: str, lease_seconds: float, tools: Toolchain, tried: set[str]
+    library: Library, worker: str, lease_seconds: float, tools: Tools, tried: set[str]
 ) -> BlueprintClaim | None:
     """Lease the best recompilation, None where there is none.
 

@@ -89,13 +89,14 @@ def trace_joint(ir: BlueprintIR, signature: SiteSignature) -> fx.GraphModule:
     elif signature.kind is SiteKind.MAP:
         shape[3] = HINT_SPACE[1]
         dynamic[2] = dynamic[3] = DimDynamic.DYNAMIC
-    params = initial_parameters(ir, signature)
+    device = signature.device
+    params = initial_parameters(ir, signature, device=device)
     mode = FakeTensorMode(shape_env=ShapeEnv())
     h = mode.from_tensor(
-        torch.zeros(shape, dtype=dtype, requires_grad=True),
+        torch.zeros(shape, dtype=dtype, device=device, requires_grad=True),
         symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),
     )
-    alpha = mode.from_tensor(torch.tensor(0.5))
+    alpha = mode.from_tensor(torch.tensor(0.5, device=device))
     fakes = [mode.from_tensor(p.requires_grad_(), static_shapes=True) for p in params]
 
     def blended(h: Tensor, alpha: Tensor, *params: Tensor) -> tuple[Tensor]:
@@ -180,7 +181,8 @@ def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
     for tensor in tensors:
         shape = [concrete(s) for s in tensor.shape]
         stride = [concrete(s) for s in tensor.stride()]
-        examples.append(torch.empty_strided(shape, stride, dtype=tensor.dtype).zero_())
+        example = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device)
+        examples.append(example.zero_())
         axes: dict[int, Any] = {}
         for axis, size in enumerate(_sizes(tensor)):
             if not isinstance(size, torch.SymInt) or not size.node.expr.free_symbols:

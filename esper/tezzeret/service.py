@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from esper.errors import (
@@ -13,6 +14,7 @@ from esper.errors import (
     CompileError,
     EsperError,
     LibraryError,
+    NoBackend,
     QueueFull,
     StaleClaim,
 )
@@ -27,11 +29,14 @@ from esper.tezzeret.idle import claim_idle_work
 from esper.tezzeret.pipelines import choose_pipeline
 from esper.tezzeret.toolchain import toolchain
 from esper.tezzeret.worker import Forge
+from esper.tezzeret.workshop import backend_for, backends, toolchain_for
 
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 IDLE_SECONDS = 10.0  # without new work, before old kernels are looked at
 LIBRARY_PAUSE_SECONDS = 5.0  # after a library that did not answer
+# Blueprints left to other workers, of which the latest are remembered: more than wait at a time.
+LEFT_BEHIND = 256
 
 
 @contextlib.contextmanager
@@ -62,7 +67,11 @@ def _carry(
     library: Library, claim: BlueprintClaim, forge: Forge, stop: threading.Event,
     pipeline: Pipeline | None, patience: float,
 ) -> str:
-    """Bring one claimed blueprint to its end; returns what became of it, for the log."""
+    """Bring one claimed blueprint to its end; returns what became of it, for the log.
+
+    Raises:
+        NoBackend: nothing here compiles it, which is not its fault.
+    """
     record = claim.record
     load = library.depths().karn_to_tezzeret / LIMITS[KARN_TO_TEZZERET]
     chosen = pipeline or record.pipeline or choose_pipeline(record.interest, load)
@@ -72,7 +81,8 @@ def _carry(
         reason = str(e)
         patiently(lambda: library.reject_blueprint(claim, reason), stop, patience)
         return f"refused: {reason}"
-    identity = kernel_id(record.blueprint_id, record.signature, toolchain(), chosen)
+    tools = backend_for(record.ir, record.signature).toolchain()
+    identity = kernel_id(record.blueprint_id, record.signature, tools, chosen)
     for known in library.kernels(signature=record.signature):
         if known.kernel_id == identity:
             # Released it would come straight back; completed with what is there it is done.
@@ -96,12 +106,12 @@ def _serve(
 
     Raises:
         _ToolchainBroken: it is the toolchain's.
-        EsperError: it is the library's, or the service is stopping. In both cases the claim
-            still stands.
+        EsperError: it is the library's, or nothing here compiles it, or the service is
+            stopping. In all these cases the claim still stands.
     """
     try:
         return _carry(library, claim, forge, stop, pipeline, patience)
-    except (LibraryError, QueueFull):
+    except (LibraryError, QueueFull, NoBackend):
         raise
     except Exception as e:
         if not isinstance(e, EsperError):
@@ -162,14 +172,18 @@ def run(
 
     `pipeline` overrides the choice for all work, and leaves out recompilation while idle. No
     failure of one item ends the service. An item that failed for no fault of its own is given
-    back; a toolchain that fails five items in five minutes gets none for a minute, and then
-    only once the control compiles (see `control`).
+    back, and so is one that nothing here compiles (see `workshop`); a toolchain that fails five
+    items in five minutes gets none for a minute, and then only once the control compiles (see
+    `control`).
 
     Raises:
         CompileError: there is no working C++ compiler; nothing was claimed.
+        ConfigError: ESPER_CUDA_ARCH cannot be compiled for; nothing was claimed.
         EsperError: with `once`, what stood in the way of an item that was given back.
     """
-    tools = toolchain()
+    toolchain()
+    backends()
+    left: deque[tuple[str, str]] = deque(maxlen=LEFT_BEHIND)
     tried: set[str] = set()
     last_new = time.monotonic()
     patience = 0.0 if once else PATIENCE_SECONDS
@@ -179,13 +193,14 @@ def run(
             if not _allowed(breaker, forge, stop):
                 continue
             try:
-                claim = library.claim_blueprint(worker_name, LEASE_SECONDS)
+                claim = library.claim_blueprint(worker_name, LEASE_SECONDS, leave=left)
                 if claim is not None:
                     last_new = time.monotonic()
                 elif once:
                     return
                 elif pipeline is None and time.monotonic() - last_new >= IDLE_SECONDS:
-                    claim = claim_idle_work(library, worker_name, LEASE_SECONDS, tools, tried)
+                    claim = claim_idle_work(
+                        library, worker_name, LEASE_SECONDS, toolchain_for, tried)
             except EsperError:
                 if once:
                     raise
@@ -201,6 +216,11 @@ def run(
                 outcome = carry(library, claim, forge, stop, pipeline, patience)
             except StaleClaim:
                 outcome = "lost: the lease was over"
+            except NoBackend as e:
+                outcome = f"left to another worker: {e}"
+                left.append((claim.record.blueprint_id, claim.record.signature.id))
+                with contextlib.suppress(EsperError):
+                    library.release(claim)
             except EsperError as e:
                 if isinstance(e, _ToolchainBroken):
                     permit.failure()

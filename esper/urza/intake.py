@@ -9,26 +9,16 @@ from pydantic import ValidationError
 
 from esper.errors import ArtifactCorrupt, ArtifactMismatch, BlueprintError
 from esper.leyline.artifact import (
-    BACKWARD,
     BLUEPRINT,
-    FORWARD,
+    CAPS,
+    LAYOUTS,
     MANIFEST,
-    MAX_LIBRARY_BYTES,
-    MAX_MANIFEST_BYTES,
-    MEMBERS,
     Manifest,
     kernel_id,
 )
 from esper.leyline.base import sha256
-from esper.leyline.blueprint import MAX_JSON_BYTES, parse_blueprint
+from esper.leyline.blueprint import parse_blueprint
 from esper.leyline.library import BlueprintRecord
-
-_CAPS = {
-    MANIFEST: MAX_MANIFEST_BYTES,
-    BLUEPRINT: MAX_JSON_BYTES,
-    FORWARD: MAX_LIBRARY_BYTES,
-    BACKWARD: MAX_LIBRARY_BYTES,
-}
 
 
 def _members(artifact: bytes) -> dict[str, bytes]:
@@ -36,9 +26,10 @@ def _members(artifact: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(artifact)) as archive:
             infos = archive.infolist()
             names = tuple(i.filename for i in infos)
-            if names != MEMBERS:
+            if names not in LAYOUTS:
                 raise ArtifactCorrupt(
-                    f"the artifact has members {list(names)[:8]}, expected exactly {list(MEMBERS)}"
+                    f"the artifact has members {list(names)[:8]}, expected exactly "
+                    f"{' or '.join(str(list(layout)) for layout in LAYOUTS)}"
                 )
             for info in infos:
                 # Stored means that the file is as large as it says: no bomb can hide in it.
@@ -46,10 +37,10 @@ def _members(artifact: bytes) -> dict[str, bytes]:
                     raise ArtifactCorrupt(
                         f"member {info.filename} is compressed; artifacts are uncompressed zips"
                     )
-                if info.file_size > _CAPS[info.filename]:
+                if info.file_size > CAPS[info.filename]:
                     raise ArtifactCorrupt(
                         f"member {info.filename} has {info.file_size} bytes, at most "
-                        f"{_CAPS[info.filename]} are allowed"
+                        f"{CAPS[info.filename]} are allowed"
                     )
             return {i.filename: archive.read(i) for i in infos}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as e:
@@ -73,7 +64,7 @@ def read_manifest(artifact: bytes) -> Manifest:
         raise ArtifactCorrupt(
             f"{MANIFEST} is not a manifest: {first['msg']} (at {where}); pack the artifact again"
         ) from e
-    digests = {name: sha256(members[name]) for name in MEMBERS if name != MANIFEST}
+    digests = {name: sha256(members[name]) for name in members if name != MANIFEST}
     if manifest.sha256 != digests:
         wrong = [n for n in digests if manifest.sha256.get(n) != digests[n]]
         raise ArtifactCorrupt(

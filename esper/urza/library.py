@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -130,12 +130,14 @@ class LocalLibrary(Shelves):
 
     # Tezzeret's side
 
-    def claim_blueprint(self, worker: str, lease_seconds: float) -> BlueprintClaim | None:
+    def claim_blueprint(
+        self, worker: str, lease_seconds: float, leave: Collection[tuple[str, str]] = ()
+    ) -> BlueprintClaim | None:
         queues.check_lease(lease_seconds)
         with self._store.write() as con:
             now = self._clock()
             queues.sweep(con, BLUEPRINTS, now)
-            item = queues.first(con, BLUEPRINTS, now)
+            item = queues.first(con, BLUEPRINTS, now, leave=leave)
             if item is None:
                 return None
             lease = queues.lease(con, BLUEPRINTS, item.key, worker, lease_seconds, now)

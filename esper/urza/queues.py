@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -132,12 +133,18 @@ def _items(
     runtime: Runtime | None = None,
     *,
     shed: bool = False,
+    leave: Collection[tuple[str, str]] = (),
 ) -> list[Item[int]]:
-    """The items of a status; only the kernels that `runtime` can run, where one is given."""
+    """The items of a status; only the kernels that `runtime` can run, where one is given, and
+    none of `leave`, which are ids of an item and its signature."""
     where, given = "status = ? AND shed = ?", [status, int(shed)]
     if runtime is not None:
         where += f" AND {_TORCH} = ? AND {_ISA} IN ({', '.join('?' * len(runtime.isas))})"
         given += [runtime.torch, *runtime.isas]
+    if leave:
+        pairs = ", ".join(["(?, ?)"] * len(leave))
+        where += f" AND ({line.item}, signature_id) NOT IN (VALUES {pairs})"
+        given += [word for pair in leave for word in pair]
     rows = con.execute(
         f"SELECT seq, priority, queued, interest FROM {line.table} WHERE {where}", given
     )
@@ -238,10 +245,12 @@ def sweep(con: sqlite3.Connection, line: Line, now: float) -> int:
 
 
 def first(
-    con: sqlite3.Connection, line: Line, now: float, runtime: Runtime | None = None
+    con: sqlite3.Connection, line: Line, now: float, runtime: Runtime | None = None,
+    *, leave: Collection[tuple[str, str]] = (),
 ) -> Item[int] | None:
-    """The most urgent waiting item; of kernels, the most urgent that `runtime` can run."""
-    items = _items(con, line, line.waiting, runtime)
+    """The most urgent waiting item, none of `leave`; of kernels, the most urgent that `runtime`
+    can run."""
+    items = _items(con, line, line.waiting, runtime, leave=leave)
     return min(items, key=lambda i: (*rank(i, now), i.key), default=None)
 
 

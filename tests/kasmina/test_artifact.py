@@ -70,9 +70,9 @@ Reader = Callable[[Path, str], Artifact]
 
 def _native_reader(path: Path, digest: str) -> Artifact:
     sealed = native.extension().read_artifact(str(path), digest)
-    digests = dict(zip(MEMBERS[1:], sealed.digests, strict=True))
+    digests = dict(zip(sealed.members[1:], sealed.digests, strict=True))
     papers = check_papers(path, sealed.manifest, sealed.blueprint, digests)
-    return Artifact(*papers, sealed.forward, sealed.backward)
+    return Artifact(*papers, dict(zip(sealed.members[2:], sealed.code, strict=True)))
 
 
 @pytest.fixture(params=["extension", "python"])
@@ -87,8 +87,7 @@ def reader(request: pytest.FixtureRequest) -> Reader:
 def test_a_sound_artifact_is_read(reader: Reader, tmp_path: Path) -> None:
     artifact = reader(*_write(tmp_path, _sound()))
     assert artifact.ir == IR
-    assert artifact.forward == CODE["forward.so"]
-    assert artifact.backward == CODE["backward.so"]
+    assert artifact.code == CODE
     check_runs_here(artifact.manifest, SITE)
 
 

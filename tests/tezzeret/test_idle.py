@@ -31,7 +31,7 @@ def test_three_tiers_in_order_and_each_once(tmp_path: Path) -> None:
     plain, wanted = compiled(library, 1), compiled(library, 3, interest=0.75)
 
     def offered(tools: Toolchain) -> list[tuple[Pipeline, str]]:
-        found = candidates(library, tools, time.time())
+        found = candidates(library, lambda record: tools, time.time())
         return [(pipeline, record.blueprint_id) for record, pipeline, _ in found]
 
     aggressive, standard = (Pipeline.AGGRESSIVE, wanted), (Pipeline.STANDARD, failed)
@@ -42,9 +42,12 @@ def test_three_tiers_in_order_and_each_once(tmp_path: Path) -> None:
 
     tried: set[str] = set()
     for pipeline, blueprint_id in (aggressive, standard):
-        claim = claim_idle_work(library, "w", 60, TOOLCHAIN, tried)
+        claim = claim_idle_work(library, "w", 60, lambda record: TOOLCHAIN, tried)
         assert claim is not None
         assert (claim.record.pipeline, claim.record.blueprint_id) == (pipeline, blueprint_id)
         library.reject_blueprint(claim, "it does not compile")
-    assert claim_idle_work(library, "w", 60, TOOLCHAIN, tried) is None, "not again in this life"
+    again = claim_idle_work(library, "w", 60, lambda record: TOOLCHAIN, tried)
+    assert again is None, "not again in this life"
     assert tried == {kernel_id(b, SIG, TOOLCHAIN, p) for p, b in (aggressive, standard)}
+    nowhere = candidates(library, lambda record: None, time.time())
+    assert list(nowhere) == [], "what cannot be compiled here is left to others"

@@ -45,13 +45,23 @@ class SubmitResponse(_message.Message):
     record: _contracts_pb2.BlueprintRecord
     def __init__(self, record: _Optional[_Union[_contracts_pb2.BlueprintRecord, _Mapping]] = ...) -> None: ...
 
+class BlueprintKey(_message.Message):
+    __slots__ = ("blueprint_id", "signature_id")
+    BLUEPRINT_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_ID_FIELD_NUMBER: _ClassVar[int]
+    blueprint_id: str
+    signature_id: str
+    def __init__(self, blueprint_id: _Optional[str] = ..., signature_id: _Optional[str] = ...) -> None: ...
+
 class ClaimBlueprintRequest(_message.Message):
-    __slots__ = ("worker", "lease_ms")
+    __slots__ = ("worker", "lease_ms", "leave")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     lease_ms: float
-    def __init__(self, worker: _Optional[str] = ..., lease_ms: _Optional[float] = ...) -> None: ...
+    leave: _containers.RepeatedCompositeFieldContainer[BlueprintKey]
+    def __init__(self, worker: _Optional[str] = ..., lease_ms: _Optional[float] = ..., leave: _Optional[_Iterable[_Union[BlueprintKey, _Mapping]]] = ...) -> None: ...
 
 class ClaimRecompilationRequest(_message.Message):
     __slots__ = ("blueprint_id", "signature", "worker", "lease_ms", "pipeline")
