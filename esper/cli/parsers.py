@@ -133,6 +133,7 @@ def _worker(options: argparse.Namespace) -> int:
 
 def worker_parser(parser: argparse.ArgumentParser) -> None:
     from esper.leyline.artifact import Pipeline
+    from esper.leyline.launch import SHARED_LIMITS
 
     parser.add_argument("role", choices=("karn", "tezzeret", "urabrask"), metavar="ROLE",
                         help="karn invents blueprints, tezzeret compiles them, urabrask proves "
@@ -144,6 +145,10 @@ def worker_parser(parser: argparse.ArgumentParser) -> None:
                         "another where there are several")
     parser.add_argument("--pipeline", choices=[str(p) for p in Pipeline],
                         help="tezzeret: for all work, in place of its own choice")
+    parser.add_argument("--cuda-arch", metavar="ARCH", choices=list(SHARED_LIMITS),
+                        help="tezzeret: compile what Triton has a template for to this arch too, "
+                        f"{' or '.join(SHARED_LIMITS)}, with a GPU or without; default: this "
+                        "machine's GPU's, where there is one")
     _access(parser)
     parser.set_defaults(run=_worker)
 

@@ -11,6 +11,7 @@ import threading
 from esper.cli.places import stop_on_signals
 from esper.errors import Unreachable
 from esper.slowtrack import run_service
+from esper.tezzeret.workshop import CUDA_ARCH
 
 log = logging.getLogger("esper.worker")
 
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # several items at a time, not several threads each
+    if options.cuda_arch:
+        os.environ[CUDA_ARCH] = options.cuda_arch
     stop = stop_on_signals()
     failures: list[BaseException] = []
 

@@ -45,7 +45,7 @@ def read_cubin(content: bytes) -> Cubin:
     """
     try:
         return _read(content)
-    except (struct.error, UnicodeDecodeError, IndexError, KeyError) as e:
+    except (struct.error, ValueError, IndexError, KeyError) as e:
         raise ArtifactCorrupt(f"the cubin of {len(content)} bytes cannot be read: {e!r}") from e
 
 
@@ -82,6 +82,8 @@ def _sections(
     """Content and size of every section by its name."""
     if count > _MAX_SECTIONS:
         raise ArtifactCorrupt(f"{count} sections, a cubin of one kernel has a few")
+    if offset + count * _SECTION.size > len(content):
+        raise ArtifactCorrupt(f"{count} sections from byte {offset} on end beyond the cubin")
     raw = [_SECTION.unpack_from(content, offset + i * _SECTION.size) for i in range(count)]
 
     def inside(section: tuple[int, ...]) -> bytes:

@@ -27,7 +27,6 @@ from esper.tezzeret.analysis import analyse
 from esper.tezzeret.control import control_error
 from esper.tezzeret.idle import claim_idle_work
 from esper.tezzeret.pipelines import choose_pipeline
-from esper.tezzeret.toolchain import toolchain
 from esper.tezzeret.worker import Forge
 from esper.tezzeret.workshop import backend_for, backends, toolchain_for
 
@@ -177,12 +176,12 @@ def run(
     `control`).
 
     Raises:
-        CompileError: there is no working C++ compiler; nothing was claimed.
+        CompileError: a backend's compilers do not work; nothing was claimed.
         ConfigError: ESPER_CUDA_ARCH cannot be compiled for; nothing was claimed.
         EsperError: with `once`, what stood in the way of an item that was given back.
     """
-    toolchain()
-    backends()
+    for backend in backends():
+        backend.toolchain()
     left: deque[tuple[str, str]] = deque(maxlen=LEFT_BEHIND)
     tried: set[str] = set()
     last_new = time.monotonic()

@@ -11,6 +11,7 @@ A worker that can compile for no GPU has no backend for cuda, and leaves such bl
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 
 from esper.errors import CompileError, ConfigError, NoBackend
@@ -45,7 +46,7 @@ def _backends(asked: str) -> tuple[Backend, ...]:
     here = gpu_arch()
     arch = asked or here or ""
     found: list[Backend] = [InductorCpu()]
-    if arch in SHARED_LIMITS:
+    if arch in SHARED_LIMITS and (asked or importlib.util.find_spec("triton") is not None):
         found.append(TritonTemplates(arch))
     if here is not None and arch == here:
         found.append(InductorCuda())

@@ -110,7 +110,7 @@ def expected(
     seed = apply(ir, signature, host if mode == FULL else host.detach(), leaves)
     if mode == TRAINING:
         return [host.detach(), grad, *torch.autograd.grad(seed, leaves, grad)]
-    out = blend(host, seed, torch.tensor(alpha, dtype=torch.float32))
+    out = blend(host, seed, torch.tensor(alpha, device=h.device))
     return [out.detach(), *torch.autograd.grad(out, [host, *leaves], grad, allow_unused=True)]
 
 
@@ -118,7 +118,7 @@ def check(
     kernel: Any, ir: BlueprintIR, signature: SiteSignature, h: Tensor, params: Sequence[Tensor],
     alpha: float, mode: int,
 ) -> None:
-    grad = torch.randn(h.shape).to(h.dtype)
+    grad = torch.randn(h.shape).to(h.device, h.dtype)
     host = h.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     leaves = [p.detach().clone().requires_grad_() for p in params]
     out = kernel(host * 1, leaves, alpha, mode)

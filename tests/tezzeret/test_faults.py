@@ -161,6 +161,20 @@ def test_an_unforeseen_error_on_one_item_is_that_items(
     assert second.status in (BlueprintStatus.COMPILED, BlueprintStatus.COMPILING)
 
 
+def test_what_nothing_here_compiles_is_left_to_others_and_keeps_nobody_waiting(
+    tmp_path: Path, forge: Forge
+) -> None:
+    library = LocalLibrary(tmp_path)
+    for ir in ZOO[:2]:  # more urgent than what can be done
+        library.submit(ir, SIG.model_copy(update={"device": "cuda"}), author="test", interest=0.9)
+    library.submit(ZOO[2], SIG, author="test", interest=0.1)
+    serve(library, lambda: BlueprintStatus.COMPILED in statuses(library))
+    done = {b.signature.device: b.status for b in library.blueprints()}
+    assert done == {"cuda": BlueprintStatus.UNVALIDATED, "cpu": BlueprintStatus.COMPILED}
+    assert [name for name, _ in forge.compiled] == [ZOO[2].id], "no control, nobody is to blame"
+    assert library.claim_blueprint("who has a GPU", 60) is not None
+
+
 @pytest.mark.slow
 def test_a_real_compiler_that_breaks_and_is_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,3 +96,14 @@ def test_weights_are_not_saved_twice() -> None:
     lowered = lower(CASES["gelu"], SiteSignature(kind=FEATURES, channels=8))
     assert "in:2" in lowered.backward_inputs and "in:4" in lowered.backward_inputs
     assert sum(key.startswith("out:") for key in lowered.backward_inputs) <= 2
+
+
+@pytest.mark.parametrize("name", ["gelu", "depthwise"])
+def test_both_halves_are_lowered_where_the_site_is(name: str) -> None:
+    """On torch's device without memory, in place of a GPU that is not here."""
+    ir = CASES[name]
+    site = SiteSignature(kind=ir.kind, channels=8).model_copy(update={"device": "meta"})
+    lowered = lower(ir, site)
+    for half in (lowered.forward, lowered.backward):
+        assert {t.device.type for t in half.examples} == {"meta"}
+        assert half.export().graph_module is not None

@@ -71,6 +71,7 @@ def test_pipelines_differ() -> None:
     assert len(made) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None,
                     reason="triton is not installed; it comes with a CUDA build of torch")
 def test_followed_by_the_extension_with_kernels_interpreted(
