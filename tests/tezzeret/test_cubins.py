@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from esper.errors import CompileError, ConfigError, NoBackend
+from esper.errors import ConfigError, NoBackend
 from esper.kasmina.artifact import read_artifact
 from esper.leyline.artifact import CUBINS, PLAN, Pipeline
 from esper.leyline.base import sha256
-from esper.leyline.launch import SHARED_LIMITS, parse_plan
+from esper.leyline.launch import parse_plan
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 from esper.tezzeret.compile import compile_artifact
 from esper.tezzeret.cubins import TritonTemplates
@@ -31,8 +31,8 @@ SITE = SiteSignature(kind=SiteKind.FEATURES, channels=48, device="cuda")
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", sorted(SHARED_LIMITS))
-@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+@pytest.mark.parametrize(("arch", "dtype"),
+                         [("sm_80", DType.FLOAT32), ("sm_90", DType.BFLOAT16)])
 def test_every_pipeline_compiles_for_gpus_that_are_not_here(
     arch: str, dtype: DType, tmp_path: Path
 ) -> None:
@@ -74,8 +74,6 @@ def test_the_forge_packs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert made.isa == "sm_90" and made.compiler.startswith("triton ")
     assert json.loads(artifact.code[PLAN])["arch"] == "sm_90"
     assert str(tmp_path.home()).encode() not in artifact.code[CUBINS], "no paths of this machine"
-    with pytest.raises(CompileError, match="no Triton template computes bottleneck"):
-        compile_artifact(bottleneck(SiteKind.FEATURES), SITE)
 
 
 def test_backends_are_chosen_by_device_and_arch(monkeypatch: pytest.MonkeyPatch) -> None:
