@@ -81,7 +81,7 @@ def test_the_guide_is_understood() -> None:
     guide = (Path(__file__).parents[2] / "docs/serving.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL)
     commands = [c.partition("#")[0] for c in "".join(blocks).replace("\\\n", "").splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         assert shlex.split(command)[0] == "esper"
         parser().parse_args(shlex.split(command)[1:])
