@@ -16,7 +16,7 @@ ROOMS = {
     "oona": {"leyline"},
     "urza": {"leyline", "oona"},
     "karn": {"leyline"},
-    "tezzeret": {"leyline", "oona"},
+    "tezzeret": {"leyline", "oona", "triton_kernels"},
     "kasmina": {"leyline", "triton_kernels"},
     "urabrask": {"leyline", "oona", "kasmina.artifact", "kasmina.native"},
     "tamiyo": {"leyline"},
