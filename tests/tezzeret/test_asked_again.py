@@ -64,6 +64,7 @@ def test_a_worker_makes_an_aggressive_kernel_once(tmp_path: Path) -> None:
         at_work(address, library.kernels, "first")
         (kernel,) = library.kernels()
         assert kernel.manifest.pipeline is Pipeline.AGGRESSIVE
+        assert "times the time of plain" in (tmp_path / "first").read_text(), "it was measured"
         assert library.submit(GOOD, SIG, author="again", interest=1.0).status == "COMPILED"
         library.submit(WAITING, SIG, author="test", interest=0.8)
         claim = library.claim_blueprint("test", 60)
