@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from benchmarks.pairs import spread
 from esper.karn.templates import (
     attention,
     bottleneck,
@@ -62,16 +62,6 @@ def _examined(path: Path, plan: Plan) -> ValidationReport:
     return report
 
 
-def _spread(ratios: list[float]) -> dict[str, float]:
-    """Geometric mean with its 95 % interval, by a bootstrap over kernels and shapes."""
-    logs = np.log(ratios)
-    rng = np.random.default_rng(0)
-    means = logs[rng.integers(0, len(logs), (5000, len(logs)))].mean(1)
-    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
-    return {"ratio": float(np.exp(logs.mean())), "low": float(low), "high": float(high),
-            "least": min(ratios), "most": max(ratios)}
-
-
 @pytest.mark.slow
 def test_speed_of_validated_kernels(
     benchmark: Any, artifacts: list[tuple[str, Path]]
@@ -88,7 +78,7 @@ def test_speed_of_validated_kernels(
         statistics.median(m.compiled_seconds) / statistics.median(m.kernel_seconds)
         for r in reports.values() for m in r.measurements if m.compiled_seconds
     ]
-    over_eager, over_compile = _spread(eager), _spread(compiled)
+    over_eager, over_compile = spread(eager), spread(compiled)
     benchmark.extra_info.update(
         target=">= 1.35 times eager (STANDARD); no kernel tagged fast below 1.05",
         over_eager=over_eager, over_compile=over_compile,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,16 @@ def alternate(
             if round_number:
                 samples[name].append((time.perf_counter() - start) / inner)
     return Pair(tuple(samples["ours"]), tuple(samples["peer"]))
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """Geometric mean with its 95 % interval, by a bootstrap over what is given."""
+    logs = np.log(ratios)
+    rng = np.random.default_rng(0)
+    means = logs[rng.integers(0, len(logs), (5000, len(logs)))].mean(1)
+    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
+    return {"ratio": float(np.exp(logs.mean())), "low": float(low), "high": float(high),
+            "least": min(ratios), "most": max(ratios)}
 
 
 def note(benchmark: Any, pair: Pair, *, target: str, unit: str = "ratio to the peer") -> None:

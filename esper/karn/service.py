@@ -6,20 +6,28 @@ import logging
 import math
 import random
 import threading
+import time
 from collections import defaultdict
 
 from esper.errors import EsperError, QueueFull
 from esper.karn.mutate import mutate
 from esper.karn.templates import templates_for
 from esper.leyline.events import Priority
-from esper.leyline.library import BlueprintRecord, Library
-from esper.leyline.lifecycle import BlueprintStatus
+from esper.leyline.library import HIGH_INTEREST, BlueprintRecord, Library
+from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 
 log = logging.getLogger(__name__)
 EXPLORATION = 0.25  # share of parents drawn at random, so that no family takes over
 TOURNAMENT = 3  # candidates per parent; the fittest is taken
-TEMPLATE_INTEREST, MUTANT_INTEREST = 0.6, 0.4
+TEMPLATE_INTEREST = 0.6
+INHERITED = 0.9  # share of a parent's interest that its mutant is submitted with
+# Blueprints for one signature that may be on their way to a trainer or at its disposal, and that
+# no seed has tried. More would be invented without evidence, and would keep Tezzeret from making
+# better kernels of what has shown its worth, which he does when nothing new waits.
+UNTRIED = 8
+_AT_DISPOSAL = (KernelStatus.PENDING_BENCHMARKING, KernelStatus.BENCHMARKING,
+                KernelStatus.VALIDATED)
 
 
 def _fitness(library: Library, signature: SiteSignature) -> dict[str, float]:
@@ -53,7 +61,8 @@ def _parent(
 def invent(library: Library, signature: SiteSignature, rng: random.Random, name: str) -> bool:
     """Submit one new blueprint for `signature`; False where nothing new came to mind.
 
-    A template that a full queue has dropped is offered again; a dropped mutant is forgotten.
+    A template that a full queue has dropped is offered again; a dropped mutant is forgotten. A
+    mutant of what field reports speak for is no experiment, but work as wanted as a template.
 
     Raises:
         QueueFull: the library has enough to do.
@@ -71,16 +80,34 @@ def invent(library: Library, signature: SiteSignature, rng: random.Random, name:
     mutant = mutate(parent.ir, signature, rng, ids) if parent is not None else None
     if parent is None or mutant is None:
         return False
-    library.submit(mutant, signature, author=f"{name}/mutant", interest=MUTANT_INTEREST,
-                   priority=Priority.EXPERIMENTAL, parents=(parent.blueprint_id,))
+    proven = parent.interest > HIGH_INTEREST
+    library.submit(mutant, signature, author=f"{name}/mutant",
+                   interest=INHERITED * parent.interest,
+                   priority=Priority.NORMAL if proven else Priority.EXPERIMENTAL,
+                   parents=(parent.blueprint_id,))
     return True
+
+
+def _untried(
+    library: Library, signature: SiteSignature, known: list[BlueprintRecord], tried: set[str]
+) -> int:
+    """How many of `known`, all for `signature`, a trainer has or will have for the first time.
+
+    `tried` are the kernels of which there are reports. A blueprint whose kernel was rejected or
+    quarantined is at nobody's disposal.
+    """
+    kernels = library.kernels(signature=signature)
+    open_to_trial = {b.blueprint_id for b in known
+                     if b.status in (BlueprintStatus.UNVALIDATED, BlueprintStatus.COMPILING)}
+    open_to_trial |= {k.blueprint_id for k in kernels if k.status in _AT_DISPOSAL}
+    return len(open_to_trial - {k.blueprint_id for k in kernels if k.kernel_id in tried})
 
 
 def keep_waiting(
     library: Library, stop: threading.Event, rng: random.Random, *, target_depth: int,
     name: str = "karn",
 ) -> None:
-    """Submit until `target_depth` blueprints wait for every signature.
+    """Submit until `target_depth` blueprints wait for every signature, or `UNTRIED` are untried.
 
     The depth is multiplied by the library's capacity factor and rounded down, so that Karn
     gives way early and offers nothing new to a queue that is all but full.
@@ -89,10 +116,14 @@ def keep_waiting(
         QueueFull: the library has enough to do.
     """
     wanted = math.floor(target_depth * library.capacity())
+    tried = {report.kernel_id for report in library.reports()}
     for signature in library.signatures():
-        waiting = sum(b.status is BlueprintStatus.UNVALIDATED
-                      for b in library.blueprints(signature))
-        for _ in range(wanted - waiting):
+        known = library.blueprints(signature)
+        waiting = sum(b.status is BlueprintStatus.UNVALIDATED for b in known)
+        if waiting >= wanted:
+            continue
+        room = UNTRIED - _untried(library, signature, known, tried)
+        for _ in range(min(wanted - waiting, room)):
             if stop.is_set() or not invent(library, signature, rng, name):
                 break
 
@@ -106,13 +137,15 @@ def run(
     target_depth: int = 4,
     name: str = "karn",
 ) -> None:
-    """Serve until `stop` is set; see `keep_waiting`."""
+    """Serve until `stop` is set; see `keep_waiting`. A tenth of the time at most goes into looking
+    at the library, however large it is."""
     rng = random.Random(seed)
     while not stop.is_set():
+        started = time.monotonic()
         try:
             keep_waiting(library, stop, rng, target_depth=target_depth, name=name)
         except QueueFull as e:
             log.info("waiting: %s", e)
         except EsperError:
             log.exception("the library did not answer")
-        stop.wait(poll_seconds)
+        stop.wait(max(poll_seconds, 10 * (time.monotonic() - started)))

@@ -9,6 +9,7 @@ canonical form and id in `canonical`, shapes and costs in `shapes`, the meaning 
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -33,7 +34,7 @@ MAX_JSON_BYTES = 64 * 1024
 class BlueprintIR(Contract):
     """A graph for one kind of site. Structure is checked here, shapes in `shapes.infer`.
 
-    Raises (through pydantic): ValueError naming the node for an unknown op or input, a
+    Raises (through pydantic): BlueprintError naming the node for an unknown op or input, a
     forward or repeated id, a node that does not reach the output, or too many nodes.
     """
 
@@ -48,21 +49,21 @@ class BlueprintIR(Contract):
         seen = {INPUT}
         for node in self.nodes:
             if node.id in seen:
-                raise ValueError(f"node {node.id!r}: the id is taken; ids must be unique")
+                raise BlueprintError("the id is taken; ids must be unique", node.id)
             for source in node.inputs:
                 if source not in seen:
-                    raise ValueError(
-                        f"node {node.id!r}: input {source!r} is not {INPUT!r} and not listed before"
+                    raise BlueprintError(
+                        f"input {source!r} is not {INPUT!r} and not listed before", node.id
                     )
             if self.kind not in SPECS[node.op].kinds:
-                raise ValueError(f"node {node.id!r}: {node.op} is not defined on {self.kind} sites")
+                raise BlueprintError(f"{node.op} is not defined on {self.kind} sites", node.id)
             seen.add(node.id)
         if self.output not in seen:
-            raise ValueError(f"output {self.output!r} is not a node")
+            raise BlueprintError(f"output {self.output!r} is not a node")
         live = {self.output}
         for node in reversed(self.nodes):
             if node.id not in live:
-                raise ValueError(f"node {node.id!r}: does not reach the output; leave it out")
+                raise BlueprintError("does not reach the output; leave it out", node.id)
             live.update(node.inputs)
         return self
 
@@ -91,6 +92,18 @@ def parse_blueprint(text: str | bytes) -> BlueprintIR:
     try:
         return BlueprintIR.model_validate_json(text)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise BlueprintError(f"{first['msg']}{f' (at {where})' if where else ''}") from e
+        raise _refusal(e, text) from e
+
+
+def _refusal(error: ValidationError, text: str | bytes) -> BlueprintError:
+    """What pydantic says first, with the node that it speaks of."""
+    first = error.errors()[0]
+    place, cause, node = first["loc"], first.get("ctx", {}).get("error"), None
+    if isinstance(cause, BlueprintError):
+        return cause
+    if len(place) > 1 and place[0] == "nodes" and isinstance(place[1], int):
+        named_so = json.loads(text)["nodes"][place[1]]
+        if isinstance(named_so, dict) and isinstance(named_so.get("id"), str):
+            node = named_so["id"]
+    where = ".".join(str(p) for p in place)
+    return BlueprintError(f"{first['msg']}{f' (at {where})' if where else ''}", node)

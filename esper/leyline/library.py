@@ -19,11 +19,15 @@ from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
 
+HIGH_INTEREST = 0.7  # above it, a blueprint is worth Tezzeret's most
+
 
 class BlueprintRecord(Contract):
     """One blueprint for one signature: (blueprint_id, signature.id) is its key.
 
-    `interest` in [0, 1] says how much somebody waits for it; above 0.8 is strategic.
+    `interest` in [0, 1] says how much somebody waits for it: its author's guess at first, then
+    what field reports make of it. Above `HIGH_INTEREST` it is compiled AGGRESSIVE where there is
+    time for that; new work above 0.8 is strategic.
     `pipeline` is the one asked for, None where Tezzeret chooses. Times are UTC seconds.
     """
 
@@ -204,7 +208,9 @@ class Library(Protocol):
         """VALIDATED -> QUARANTINED after a failure in the field."""
 
     def add_report(self, report: FieldReport) -> None:
-        """Keep a field report. Idempotent by report_id."""
+        """Keep a field report, once for each report_id. It moves the interest in the blueprint
+        of its kernel, for that kernel's signature: up where a seed fossilized with a gain, down
+        where it was culled, within [0, 1]. A kernel that is not here moves nothing."""
 
     def reports(self) -> list[FieldReport]:
         """All field reports, oldest first."""

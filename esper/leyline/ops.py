@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from esper.errors import BlueprintError
 from esper.leyline.base import Contract
 from esper.leyline.signature import SiteKind
 
@@ -138,15 +139,15 @@ class Node(Contract):
     def _fits_its_op(self) -> Node:
         spec = SPECS[self.op]
         if len(self.inputs) != spec.arity:
-            raise ValueError(
-                f"node {self.id!r}: {self.op} takes {spec.arity} inputs, got {len(self.inputs)}"
+            raise BlueprintError(
+                f"{self.op} takes {spec.arity} inputs, got {len(self.inputs)}", self.id
             )
         given = {f for f in ("out", "kernel", "groups", "heads", "bias", "init", "eps")
                  if getattr(self, f) is not None}
         if missing := spec.needs - given:
-            raise ValueError(f"node {self.id!r}: {self.op} needs {sorted(missing)}")
+            raise BlueprintError(f"{self.op} needs {sorted(missing)}", self.id)
         if extra := given - spec.needs - spec.allows:
-            raise ValueError(f"node {self.id!r}: {self.op} does not take {sorted(extra)}")
+            raise BlueprintError(f"{self.op} does not take {sorted(extra)}", self.id)
         return self
 
     @property

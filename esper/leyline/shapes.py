@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from esper.errors import BlueprintError
 from esper.leyline.blueprint import INPUT, BlueprintIR, Node, Op
@@ -33,27 +34,33 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Inferred:
-    """Values by node id, parameters in the order kernels take them, and costs.
+class Cost:
+    """What one node adds: elements of its parameters; for one forward pass of one sample,
+    floating-point operations and elements of its result."""
 
-    `flops` counts one forward pass of one sample at `space` positions per axis.
-    `activation_elements` sums the elements of every intermediate value of that pass.
+    parameters: int
+    flops: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Values and costs by node id, in the order of the nodes, and parameters in the order
+    kernels take them. Costs are those of one sample at `space` positions per axis.
     """
 
     values: dict[str, Value]
     parameters: tuple[Parameter, ...]
-    flops: int
-    activation_elements: int
+    costs: dict[str, Cost]
 
     @property
     def parameter_count(self) -> int:
-        total = 0
-        for p in self.parameters:
-            n = 1
-            for extent in p.shape:
-                n *= extent
-            total += n
-        return total
+        return sum(c.parameters for c in self.costs.values())
+
+    @property
+    def flops(self) -> int:
+        """Of one forward pass."""
+        return sum(c.flops for c in self.costs.values())
 
 
 def _positions(signature: SiteSignature, space: int) -> int:
@@ -159,15 +166,19 @@ def infer(ir: BlueprintIR, signature: SiteSignature, space: int = 8) -> Inferred
         raise BlueprintError(f"the blueprint is for {ir.kind} sites, the site is {signature.kind}")
     values = {INPUT: Value(signature.channels)}
     parameters: list[Parameter] = []
+    costs: dict[str, Cost] = {}
     positions = _positions(signature, space)
-    flops = elements = 0
     for node in ir.nodes:
         inputs = [values[i] for i in node.inputs]
         out = _node_value(node, inputs, signature)
         values[node.id] = out
-        parameters += node_parameters(node, inputs, out, signature.kind)
-        flops += _flops(node, inputs, out, signature.kind, positions)
-        elements += out.channels * (1 if out.pooled else positions)
+        own = node_parameters(node, inputs, out, signature.kind)
+        parameters += own
+        costs[node.id] = Cost(
+            parameters=sum(prod(p.shape) for p in own),
+            flops=_flops(node, inputs, out, signature.kind, positions),
+            elements=out.channels * (1 if out.pooled else positions),
+        )
     final = values[ir.output]
     if final.pooled or final.channels != signature.channels:
         raise BlueprintError(
@@ -175,4 +186,4 @@ def infer(ir: BlueprintIR, signature: SiteSignature, space: int = 8) -> Inferred
             f"it must be shaped as the input, {signature.channels} channels, not pooled",
             ir.output,
         )
-    return Inferred(values, tuple(parameters), flops, elements)
+    return Inferred(values, tuple(parameters), costs)

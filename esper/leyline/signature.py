@@ -27,6 +27,11 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return {DType.FLOAT64: 8, DType.FLOAT32: 4}.get(self, 2)
+
 
 class SiteSignature(Contract):
     """Everything a kernel must know about the site it is made for.

@@ -24,16 +24,23 @@ _NORMS = frozenset({Op.LAYER_NORM, Op.GROUP_NORM})
 class Budget:
     """The most that one blueprint may cost at a site of C channels.
 
-    Parameters are in multiples of C * C, with a floor for narrow sites. FLOPs and activation
-    elements are those of one sample at 8 positions per axis, as `shapes.infer` counts them;
-    `depth` is the longest chain of nodes.
+    Parameters are in multiples of C * C, with a floor for narrow sites. FLOPs are those of one
+    forward pass of one sample at 8 positions per axis, as `shapes.infer` counts them.
+    `memory_bytes` bounds what a training step of that sample holds at most: the result of every
+    node, as if all were saved for the backward, and the parameters, in the signature's type.
+
+    A node's level is the length of the longest chain from the input to it. `depth` bounds the
+    levels. `width` bounds the values that are needed at once when nodes run level by level: what
+    is made on a level or before it and read after it, the input included. Both are the same for
+    every order in which a graph's nodes can be listed.
     """
 
     parameters_per_cc: float = 16.0
     minimum_parameters: int = 4096
     flops: int = 1 << 31
-    activation_elements: int = 1 << 26
+    memory_bytes: int = 1 << 28
     depth: int = 24
+    width: int = 16
 
 
 def analyse(
@@ -58,19 +65,46 @@ def analyse(
 def _within(
     ir: BlueprintIR, signature: SiteSignature, inferred: Inferred, budget: Budget
 ) -> None:
+    """Refuse what is over budget, at the node that makes it so."""
+    costs, itemsize = inferred.costs, signature.dtype.itemsize
     limit = max(budget.minimum_parameters, int(budget.parameters_per_cc * signature.channels**2))
-    depth = {INPUT: 0}
-    for node in ir.nodes:
-        depth[node.id] = 1 + max(depth[i] for i in node.inputs)
-    for what, value, most in (
-        ("parameters", inferred.parameter_count, limit),
-        ("FLOPs per sample", inferred.flops, budget.flops),
-        ("activation elements per sample", inferred.activation_elements,
-         budget.activation_elements),
-        ("nodes in a chain", depth[ir.output], budget.depth),
+    for what, added, most in (
+        ("parameters", {n: c.parameters for n, c in costs.items()}, limit),
+        ("FLOPs per sample", {n: c.flops for n, c in costs.items()}, budget.flops),
+        (f"bytes of {signature.dtype} per sample",
+         {n: itemsize * (c.parameters + c.elements) for n, c in costs.items()},
+         budget.memory_bytes),
     ):
-        if value > most:
-            raise BlueprintError(f"{value} {what}, the budget at {signature} is {most}")
+        total = 0
+        for node_id, own in added.items():
+            total += own
+            if total > most:
+                raise BlueprintError(
+                    f"{total} {what} with this node, {sum(added.values())} in all; the budget at "
+                    f"{signature} is {most}", node_id,
+                )
+    _not_too_deep_or_wide(ir, budget)
+
+
+def _not_too_deep_or_wide(ir: BlueprintIR, budget: Budget) -> None:
+    level = {INPUT: 0}
+    last_read = {INPUT: 0}  # the level of the last node that reads a value
+    for node in ir.nodes:
+        level[node.id] = 1 + max(level[i] for i in node.inputs)
+        if level[node.id] > budget.depth:
+            raise BlueprintError(
+                f"it is number {level[node.id]} in a chain from the input; the budget is "
+                f"{budget.depth}", node.id,
+            )
+        last_read |= {i: max(level[node.id], last_read.get(i, 0)) for i in node.inputs}
+    for here in range(max(level.values())):
+        needed = [v for v in level if level[v] <= here < last_read.get(v, 0)]
+        if len(needed) > budget.width:
+            raise BlueprintError(
+                f"{len(needed)} values are needed at once after level {here} "
+                f"({', '.join(needed)}); the budget is {budget.width}",
+                needed[budget.width],
+            )
 
 
 def _zeros(ir: BlueprintIR, awake: frozenset[str] = frozenset()) -> dict[str, bool]:

@@ -16,7 +16,6 @@ import os
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,9 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from esper.errors import EsperError
 from esper.leyline.artifact import (
     BACKWARD,
     FORWARD,
@@ -42,6 +42,9 @@ from esper.tezzeret.backends import Built
 from esper.tezzeret.pack import pack
 from esper.tezzeret.pipelines import Recipe
 
+if TYPE_CHECKING:  # torch is imported when the forge is warmed, not by those who start one
+    from esper.tezzeret.contest import Build
+
 ARTIFACT = "kernel.esper"
 _LIMITS = {  # of a compile; generous, they are there for what has gone wild
     resource.RLIMIT_CPU: 900,  # seconds
@@ -49,6 +52,7 @@ _LIMITS = {  # of a compile; generous, they are there for what has gone wild
     resource.RLIMIT_DATA: 12 << 30,
     resource.RLIMIT_CORE: 0,
 }
+CLEARLY = 0.97  # of the first variant's time; less is within the noise of so short a comparison
 _PR_SET_PDEATHSIG = 1
 
 
@@ -156,59 +160,73 @@ def _build(lowered: Any, options: dict[str, Any], folder: Path) -> str:
     return "\n".join(filter(None, [wait() for wait in waits]))
 
 
-def _time(lowered: Any, folder: Path) -> None:
-    """Write the median time of forward plus backward at the hinted sizes; in a child."""
-    import torch
+def _fastest(signature: SiteSignature, builds: list[Build]) -> Build:
+    """The first, or another that is clearly faster; each is compared in a fresh child."""
+    best, least = builds[0], CLEARLY
+    for build in builds[1:]:
+        result = build.folder / "ratio"
 
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu
-    forward, backward = (runner(str(folder / f"{n}.so"), 1) for n in ("forward", "backward"))
-    inputs = [torch.randn_like(t) if t.is_floating_point() else t
-              for t in lowered.forward.examples]
-    inputs[1] = torch.tensor(1.0)  # alpha
-    given = [torch.randn_like(t) if t.is_floating_point() else t
-             for t in lowered.backward.examples]
-    samples = []
-    for _ in range(60):
-        start = time.perf_counter()
-        for _ in range(10):
-            forward.run(inputs)
-            backward.run(given)
-        samples.append(time.perf_counter() - start)
-    (folder / "seconds").write_text(repr(statistics.median(samples[10:])))
+        def work(build: Build = build, result: Path = result) -> None:
+            from esper.tezzeret.contest import ratio
+
+            result.write_text(repr(ratio(signature, builds[0], build)))
+
+        if error := in_child(work, build.folder / "timing.log")():
+            _say(f"{build.name}: not to be timed: {error.strip().splitlines()[-1]}")
+            continue
+        found = float(result.read_text())
+        _say(f"{build.name}: {found:.3f} times the time of {builds[0].name}")
+        if found < least:
+            best, least = build, found
+    return best
 
 
-def _fastest(lowered: Any, folders: dict[str, Path]) -> Path:
-    """Time every variant in a fresh child each, and return the folder of the best."""
-    times: dict[str, float] = {}
-    for name, folder in folders.items():
-        if not in_child(partial(_time, lowered, folder), folder / "timing.log")():
-            times[name] = float((folder / "seconds").read_text())
-    if not times:
-        raise RuntimeError("no variant could be run")
-    return folders[min(times, key=lambda name: times[name])]
+def _say(words: str) -> None:
+    print(f"forge: {words}", file=sys.stderr, flush=True)
+
+
+def _builds(
+    ir: BlueprintIR, signature: SiteSignature, recipe: Recipe, folder: Path
+) -> list[Build]:
+    """Every variant of a recipe that can be built; those that come to the same code once.
+
+    Raises:
+        RuntimeError: there is none, with what went wrong in each.
+    """
+    from esper.tezzeret.contest import Build
+    from esper.tezzeret.lower import lower
+
+    builds: list[Build] = []
+    errors: list[str] = []
+    seen: set[str] = set()
+    for index, variant in enumerate(recipe.variants):
+        place = folder / f"variant{index}"
+        options = {**recipe.options, **variant.options}
+        try:
+            lowered = lower(ir, signature, spelled_out=variant.spells_out(ir))
+        except EsperError as e:
+            errors.append(f"variant {variant.name!r}: {e}")
+            continue
+        code = repr((lowered.code, sorted(options.items())))
+        if code in seen:
+            continue
+        seen.add(code)
+        if error := _build(lowered, options, place):
+            errors.append(f"variant {variant.name!r}: {error}")
+        else:
+            builds.append(Build(variant.name, lowered, place))
+    if not builds:
+        raise RuntimeError("\n".join(errors))
+    return builds
 
 
 def build_libraries(
     ir: BlueprintIR, signature: SiteSignature, recipe: Recipe, folder: Path
 ) -> Built:
-    """Lower a blueprint and compile both halves by Inductor."""
-    from esper.tezzeret.lower import lower
-
-    lowered = lower(ir, signature)
-    built: dict[str, Path] = {}
-    errors: list[str] = []
-    for index, variant in enumerate(recipe.variants):
-        place = folder / f"variant{index}"
-        error = _build(lowered, {**recipe.options, **variant.options}, place)
-        if error:
-            errors.append(f"variant {variant.name!r}: {error}")
-        else:
-            built[variant.name] = place
-    if not built:
-        raise RuntimeError("\n".join(errors))
-    best = next(iter(built.values())) if len(built) == 1 else _fastest(lowered, built)
-    return Built(lowered.backward_inputs, lowered.gradients,
-                 {name: (best / name).read_bytes() for name in (FORWARD, BACKWARD)})
+    """Lower a blueprint and compile both halves by Inductor; of a recipe's variants the fastest."""
+    best = _fastest(signature, _builds(ir, signature, recipe, folder))
+    return Built(best.lowered.backward_inputs, best.lowered.gradients,
+                 {name: (best.folder / name).read_bytes() for name in (FORWARD, BACKWARD)})
 
 
 def compile_here(

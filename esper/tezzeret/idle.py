@@ -11,9 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from esper.leyline.artifact import Pipeline, Toolchain, kernel_id
-from esper.leyline.library import BlueprintClaim, BlueprintRecord, KernelRecord, Library
+from esper.leyline.library import (
+    HIGH_INTEREST,
+    BlueprintClaim,
+    BlueprintRecord,
+    KernelRecord,
+    Library,
+)
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
-from esper.tezzeret.pipelines import HIGH_INTEREST
 
 RECENT_SECONDS = 24 * 3600.0
 

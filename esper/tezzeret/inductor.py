@@ -12,7 +12,7 @@ from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteSignature
 from esper.tezzeret.backends import Built
 from esper.tezzeret.cubins import compilers
-from esper.tezzeret.pipelines import RECIPES, Recipe
+from esper.tezzeret.pipelines import RECIPES, Recipe, Variant, never
 from esper.tezzeret.toolchain import toolchain
 
 # The kernels belong into the library: an artifact has no folder of cubins beside it.
@@ -22,13 +22,19 @@ _CUDA: dict[str, Any] = {
     "aot_inductor.embed_kernel_binary": True,
 }
 # What is tried and timed, Inductor tries and times itself, on the GPU. None of this has ever run.
+_PLAIN = (Variant("plain", never),)
 CUDA_RECIPES: Mapping[Pipeline, Recipe] = {
-    Pipeline.FAST: Recipe({**_CUDA, "aot_inductor.compile_wrapper_opt_level": "O0"}),
-    Pipeline.STANDARD: Recipe({**_CUDA, "aot_inductor.compile_wrapper_opt_level": "O2"}),
-    Pipeline.AGGRESSIVE: Recipe({
-        **_CUDA, "aot_inductor.compile_wrapper_opt_level": "O2", "max_autotune": True,
-        "max_autotune_gemm_backends": "TRITON,ATEN", "coordinate_descent_tuning": True,
-    }),
+    Pipeline.FAST: Recipe(
+        {**_CUDA, "aot_inductor.compile_wrapper_opt_level": "O0"}, _PLAIN, deadline_seconds=120.0,
+    ),
+    Pipeline.STANDARD: Recipe(
+        {**_CUDA, "aot_inductor.compile_wrapper_opt_level": "O2"}, _PLAIN, deadline_seconds=180.0,
+    ),
+    Pipeline.AGGRESSIVE: Recipe(
+        {**_CUDA, "aot_inductor.compile_wrapper_opt_level": "O2", "max_autotune": True,
+         "max_autotune_gemm_backends": "TRITON,ATEN", "coordinate_descent_tuning": True},
+        _PLAIN, deadline_seconds=600.0,
+    ),
 }
 
 

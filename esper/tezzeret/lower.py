@@ -29,34 +29,11 @@ from esper.errors import CompileError
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.reference import apply, blend, initial_parameters
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.tezzeret.convolutions import SPELLED_OUT
 
 # Hints, not limits: what the compiler tunes for. None of them is 0, 1 or equal to another,
 # for sizes that look alike would be taken for the same size.
 HINT_BATCH, HINT_SPACE = 16, (8, 9)
-
-
-@dataclass(frozen=True)
-class Half:
-    """One half: a module of tensors to tensors, example inputs, and which axes are symbolic."""
-
-    module: torch.nn.Module
-    examples: tuple[Tensor, ...]
-    dynamic: tuple[dict[int, Any] | None, ...]
-
-    def export(self) -> torch.export.ExportedProgram:
-        return torch.export.export(
-            self.module, self.examples, dynamic_shapes=(self.dynamic,), strict=False
-        )
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """Both halves and how they are called; see `leyline.artifact` for the two tables."""
-
-    forward: Half
-    backward: Half
-    backward_inputs: tuple[str, ...]
-    gradients: tuple[int, ...]
 
 
 class _Tensors(torch.nn.Module):
@@ -76,10 +53,42 @@ class _Tensors(torch.nn.Module):
         return tuple(outputs[i] for i in self.keep)
 
 
-def trace_joint(ir: BlueprintIR, signature: SiteSignature) -> fx.GraphModule:
+@dataclass(frozen=True)
+class Half:
+    """One half: a module of tensors to tensors, example inputs, and which axes are symbolic."""
+
+    module: _Tensors
+    examples: tuple[Tensor, ...]
+    dynamic: tuple[dict[int, Any] | None, ...]
+
+    def export(self) -> torch.export.ExportedProgram:
+        return torch.export.export(
+            self.module, self.examples, dynamic_shapes=(self.dynamic,), strict=False
+        )
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Both halves and how they are called; see `leyline.artifact` for the two tables."""
+
+    forward: Half
+    backward: Half
+    backward_inputs: tuple[str, ...]
+    gradients: tuple[int, ...]
+
+    @property
+    def code(self) -> tuple[str, str]:
+        """Both graphs in words; two lowerings with the same code compile to the same."""
+        return self.forward.module.graph.code, self.backward.module.graph.code
+
+
+def trace_joint(
+    ir: BlueprintIR, signature: SiteSignature, *, spelled_out: bool = False
+) -> fx.GraphModule:
     """Forward and backward of blend(h, f(h), alpha) in one graph of ATen operations.
 
-    For a standalone signature it is f(h) alone, and alpha an input that nothing reads.
+    For a standalone signature it is f(h) alone, and alpha an input that nothing reads. With
+    `spelled_out`, convolutions become what `convolutions` makes of them.
     """
     dtype = getattr(torch, signature.dtype)
     shape = list(signature.shape(HINT_BATCH, HINT_SPACE[0]))
@@ -106,8 +115,9 @@ def trace_joint(ir: BlueprintIR, signature: SiteSignature) -> fx.GraphModule:
         # The clone keeps attention's output from being an alias, which the trace refuses.
         return (out.clone(),)
 
+    table = {**select_decomp_table(), **(SPELLED_OUT if spelled_out else {})}
     return aot_export_joint_simple(  # type: ignore[return-value]
-        blended, (h, alpha, *fakes), trace_joint=True, decompositions=select_decomp_table()
+        blended, (h, alpha, *fakes), trace_joint=True, decompositions=table
     )
 
 
@@ -167,6 +177,22 @@ def _plan(nodes: Sequence[fx.Node]) -> tuple[list[int | tuple[int, int]], list[T
     return plan, tensors
 
 
+def _dimension(size: Any, named: dict[Any, Any]) -> Any:
+    """What torch.export is told of a size: a multiple of a named one, and so many more (what was
+    padded is longer than its input); AUTO for what it has no words for, batch times length say."""
+    if len(size.free_symbols) != 1:
+        return Dim.AUTO
+    (symbol,) = size.free_symbols
+    factor = size.coeff(symbol)
+    more = size - factor * symbol
+    if not (factor.is_Integer and more.is_Integer):
+        return Dim.AUTO
+    dimension = named.setdefault(symbol, Dim(f"size{len(named)}", min=1))
+    if factor != 1:
+        dimension = int(factor) * dimension
+    return dimension + int(more) if more != 0 else dimension
+
+
 def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
     plan, tensors = _plan(_placeholders(graph))
 
@@ -187,22 +213,18 @@ def _half(graph: fx.GraphModule, keep: Sequence[int]) -> Half:
         for axis, size in enumerate(_sizes(tensor)):
             if not isinstance(size, torch.SymInt) or not size.node.expr.free_symbols:
                 continue
-            symbol = size.node.expr
-            if symbol.is_Symbol:
-                axes[axis] = named.setdefault(symbol, Dim(f"size{len(named)}", min=1))
-            else:
-                axes[axis] = Dim.AUTO  # a product, of batch and length say
+            axes[axis] = _dimension(size.node.expr, named)
         dynamic.append(axes or None)
     return Half(_Tensors(graph, plan, keep), tuple(examples), tuple(dynamic))
 
 
-def lower(ir: BlueprintIR, signature: SiteSignature) -> Lowered:
-    """Trace, differentiate and partition a blueprint at a signature.
+def lower(ir: BlueprintIR, signature: SiteSignature, *, spelled_out: bool = False) -> Lowered:
+    """Trace (see `trace_joint`), differentiate and partition a blueprint at a signature.
 
     Raises:
         CompileError: a half needs a size that none of its tensors has.
     """
-    joint = trace_joint(ir, signature)
+    joint = trace_joint(ir, signature, spelled_out=spelled_out)
     _undo_double_permutes(joint)
     inputs = _placeholders(joint)
     fake_mode = inputs[0].meta["val"].fake_mode

@@ -17,7 +17,7 @@ from esper.leyline.signature import SiteSignature
 from esper.oona.breaker import CircuitBreaker
 from esper.oona.capacity import capacity
 from esper.oona.queue import URZA_STORAGE
-from esper.urza import outbox, queues
+from esper.urza import interest, outbox, queues
 from esper.urza.blobs import BlobFolder
 from esper.urza.queues import BLUEPRINTS, KERNELS
 from esper.urza.records import blueprint_record, change, kernel_record, lease
@@ -167,14 +167,28 @@ class Shelves:
         self._move(kernel_id, KernelStatus.VALIDATED, KernelStatus.QUARANTINED, reason)
 
     def add_report(self, report: FieldReport) -> None:
+        """See `Library`, and `interest` for the rule."""
         with self._store.write() as con:
             made = con.execute(
                 "INSERT OR IGNORE INTO reports (report_id, time, report) VALUES (?, ?, ?)",
                 (report.report_id, report.time, report.model_dump_json()),
             )
             if made.rowcount:
+                self._move_interest(con, report)
                 outbox.say(con, Topic.FIELD_REPORTS, report, trace_id=report.trace_id,
                            now=self._clock())
+
+    def _move_interest(self, con: sqlite3.Connection, report: FieldReport) -> None:
+        row = con.execute(
+            "SELECT seq, interest FROM blueprints JOIN (SELECT blueprint_id, signature_id "
+            "FROM kernels WHERE kernel_id = ?) USING (blueprint_id, signature_id)",
+            (report.kernel_id,),
+        ).fetchone()
+        if row is not None:
+            con.execute(
+                "UPDATE blueprints SET interest = ? WHERE seq = ?",
+                (interest.after(row["interest"], report), row["seq"]),
+            )
 
     def reports(self) -> list[FieldReport]:
         with self._store.read() as con:

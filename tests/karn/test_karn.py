@@ -14,14 +14,16 @@ from esper.errors import BlueprintError
 from esper.karn import service
 from esper.karn.mutate import mutate
 from esper.karn.templates import TEMPLATES, templates_for
+from esper.leyline.command import FieldReport
 from esper.leyline.events import Priority
-from esper.leyline.lifecycle import BlueprintStatus
+from esper.leyline.library import KernelRecord
+from esper.leyline.lifecycle import BlueprintStatus, SeedState
 from esper.leyline.reference import apply, initial_parameters
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tezzeret.analysis import Budget, analyse
 from esper.urza.library import LocalLibrary
-from tests.urza.support import blueprint
+from tests.urza.support import artifact, blueprint, report
 
 GENEROUS = Budget(parameters_per_cc=64, minimum_parameters=1 << 16)
 SIGNATURES = [
@@ -138,3 +140,60 @@ def test_karn_gives_way_as_the_queue_fills(tmp_path: Path, others: int, offered:
     library.register_signature(signature)
     service.keep_waiting(library, threading.Event(), random.Random(0), target_depth=4)
     assert len(library.blueprints(signature)) == offered
+
+
+def field_report(kernel: KernelRecord, gain: float) -> FieldReport:
+    outcome = SeedState.FOSSILIZED if gain > 0 else SeedState.CULLED
+    return FieldReport(run_id="r", trace_id="t", site="s", kernel_id=kernel.kernel_id, epochs=5,
+                       blueprint_id=kernel.blueprint_id, outcome=outcome, reason="test", gain=gain)
+
+
+def proven(library: LocalLibrary) -> KernelRecord:
+    """What waits first, compiled and accepted."""
+    claim = library.claim_blueprint("tezzeret", 60)
+    assert claim is not None
+    library.complete_blueprint(claim, artifact(claim.record.ir, claim.record.signature))
+    work = library.claim_kernel("urabrask", 60)
+    assert work is not None
+    return library.complete_kernel(work, report(work.record.kernel_id))
+
+
+def test_a_mutant_inherits_the_interest_that_its_parent_has_earned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, rng = LocalLibrary(tmp_path), random.Random(0)
+    signature = SiteSignature(kind=SiteKind.FEATURES, channels=12)
+    (parent,) = templates_for(signature)[:1]
+    monkeypatch.setattr(service, "templates_for", lambda signature: [parent])
+    monkeypatch.setattr(service, "EXPLORATION", 0.0)
+    assert service.invent(library, signature, rng, "karn")
+    kernel = proven(library)
+    born = []
+    for _ in range(3):
+        assert service.invent(library, signature, rng, "karn")
+        (child,) = (b for b in library.blueprints() if b.status is BlueprintStatus.UNVALIDATED)
+        assert child.parents == (parent.id,)
+        born.append((round(child.interest, 3), child.priority))
+        library.add_report(field_report(kernel, gain=0.2))
+        library.archive(child.blueprint_id, signature, "no kin of a mutant is wanted here")
+        monkeypatch.setattr(service, "_parent", lambda *_: next(
+            b for b in library.blueprints() if b.blueprint_id == parent.id))
+    assert born == [(0.54, Priority.EXPERIMENTAL), (0.72, Priority.NORMAL),
+                    (0.81, Priority.STRATEGIC)]
+
+
+def test_karn_invents_no_more_than_trainers_try(tmp_path: Path) -> None:
+    library, rng = LocalLibrary(tmp_path), random.Random(0)
+    signature = SiteSignature(kind=SiteKind.FEATURES, channels=12)
+    library.register_signature(signature)
+    kernels = []
+    while True:
+        service.keep_waiting(library, threading.Event(), rng, target_depth=4)
+        if not library.depths().karn_to_tezzeret:
+            break
+        kernels.append(proven(library))
+    assert len(kernels) == service.UNTRIED
+    library.add_report(field_report(kernels[0], gain=-0.1))
+    library.quarantine(kernels[1].kernel_id, "NaN in the field")
+    service.keep_waiting(library, threading.Event(), rng, target_depth=4)
+    assert library.depths().karn_to_tezzeret == 2, "one was tried, one is of no use"

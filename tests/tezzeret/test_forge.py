@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from esper.leyline.artifact import Pipeline
 from esper.leyline.base import sha256
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteKind, SiteSignature
-from esper.tezzeret import service
+from esper.tezzeret import contest, forge, service
 from esper.tezzeret.worker import Forge, Stopwatch
 from esper.urza.library import LocalLibrary
 from tests.support import bottleneck
@@ -64,6 +65,27 @@ def test_a_compiler_that_fails_is_a_value_of_that_item(monkeypatch: pytest.Monke
     monkeypatch.setenv("CXX", "/bin/false")
     with Forge() as forge, pytest.raises(CompileError):
         forge.compile(bottleneck(SiteKind.FEATURES), SIG, Pipeline.FAST)
+
+
+def test_of_several_builds_the_first_is_kept_unless_another_is_clearly_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ratio(signature: SiteSignature, first: contest.Build, second: contest.Build) -> float:
+        if second.name == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"a little faster": 0.98, "faster": 0.8, "fast": 0.9}[second.name]
+
+    monkeypatch.setattr(contest, "ratio", ratio)
+
+    def kept(*names: str) -> str:
+        builds = [contest.Build(name, None, tmp_path / name)  # type: ignore[arg-type]
+                  for name in ("first", *names)]
+        for build in builds:
+            build.folder.mkdir(exist_ok=True)
+        return forge._fastest(SIG, builds).name
+
+    assert kept() == kept("a little faster", "crashes") == "first"
+    assert kept("fast", "faster", "crashes") == "faster"
 
 
 def test_waiting_for_a_core_is_no_time_of_the_blueprint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import pytest
+
+from esper.karn import service as karn
 from esper.leyline.artifact import Pipeline, Toolchain, kernel_id
+from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.library import KernelRecord
+from esper.leyline.signature import SiteSignature
+from esper.tezzeret import service
 from esper.tezzeret.idle import candidates, claim_idle_work
+from esper.tezzeret.toolchain import toolchain
 from esper.urza.library import LocalLibrary
+from tests.karn.test_karn import field_report
 from tests.urza.support import SIG, TOOLCHAIN, artifact, blueprint, report
 
 NEW = Toolchain(torch="99.0", isa=TOOLCHAIN.isa, compiler=TOOLCHAIN.compiler, esper="9")
@@ -51,3 +62,54 @@ def test_three_tiers_in_order_and_each_once(tmp_path: Path) -> None:
     assert tried == {kernel_id(b, SIG, TOOLCHAIN, p) for p, b in (aggressive, standard)}
     nowhere = candidates(library, lambda record: None, time.time())
     assert list(nowhere) == [], "what cannot be compiled here is left to others"
+
+
+class StandIn:
+    """A forge whose kernels are noise under an honest manifest; notes what it was asked for."""
+
+    asked: ClassVar[list[tuple[str, Pipeline]]] = []
+
+    def compile(
+        self, ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, **_: object
+    ) -> bytes:
+        self.asked.append((ir.id, pipeline))
+        return artifact(ir, signature, pipeline, toolchain())
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def test_a_long_run_gives_what_has_shown_its_worth_the_best_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Karn and Tezzeret as they serve, and a trainer that tries one kernel, which gains."""
+    library, stop, asked = LocalLibrary(tmp_path), threading.Event(), []
+    library.register_signature(SIG)
+    monkeypatch.setattr(StandIn, "asked", asked)
+    monkeypatch.setattr(service, "Forge", StandIn)
+    monkeypatch.setattr(service, "IDLE_SECONDS", 0.2)
+    services = [
+        threading.Thread(target=run, args=(library, stop), kwargs={"poll_seconds": 0.02})
+        for run in (karn.run, service.run)
+    ]
+    for thread in services:
+        thread.start()
+    tried: KernelRecord | None = None
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if (work := library.claim_kernel("urabrask", 60)) is not None:
+            done = library.complete_kernel(work, report(work.record.kernel_id))
+            if tried is None:
+                tried = done
+                library.add_report(field_report(tried, gain=0.1))
+        if tried is not None and (tried.blueprint_id, Pipeline.AGGRESSIVE) in asked:
+            break
+        time.sleep(0.005)
+    stop.set()
+    for thread in services:
+        thread.join(30)
+    assert tried is not None
+    assert [p for b, p in asked if b == tried.blueprint_id] == [
+        Pipeline.STANDARD, Pipeline.AGGRESSIVE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from esper.karn.templates import token_mixer
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
 from esper.leyline.reference import apply, blend, initial_parameters
 from esper.leyline.signature import DType, SiteKind, SiteSignature
@@ -43,6 +44,8 @@ CASES = {
                             kernel=3)),
     "depthwise": chain(MAP, Node(id="d", op=Op.DEPTHWISE, inputs=("h",), kernel=5),
                        Node(id="n", op=Op.GROUP_NORM, inputs=("d",), groups=2)),
+    "narrow_depthwise": chain(MAP, Node(id="d", op=Op.DEPTHWISE, inputs=("h",), kernel=3),
+                              Node(id="r", op=Op.RELU, inputs=("d",))),
     "map_norms": chain(MAP, Node(id="n", op=Op.LAYER_NORM, inputs=("h",)),
                        Node(id="r", op=Op.RMS_NORM, inputs=("n",)),
                        Node(id="s", op=Op.SCALE, inputs=("r",))),
@@ -53,16 +56,21 @@ CASES = {
 
 
 # Causal sites are token sites, where positions are not pooled.
-BOTH = [(n, False, False) for n in CASES]
-BOTH += [("attention", True, False), ("token_depthwise", True, False), ("gelu", False, True)]
+SITES = [(n, False, False) for n in CASES]
+SITES += [("attention", True, False), ("token_depthwise", True, False), ("gelu", False, True)]
+WAYS = [(*site, False) for site in SITES]
+WAYS += [(n, causal, False, True) for n, causal, _ in SITES
+         if CASES[n].kind is MAP or n == "token_depthwise"]
 
 
-@pytest.mark.parametrize(("name", "causal", "standalone"), BOTH)
-def test_lowered_halves_equal_eager(name: str, causal: bool, standalone: bool) -> None:
+@pytest.mark.parametrize(("name", "causal", "standalone", "spelled_out"), WAYS)
+def test_lowered_halves_equal_eager(
+    name: str, causal: bool, standalone: bool, spelled_out: bool
+) -> None:
     ir = CASES[name]
     signature = SiteSignature(kind=ir.kind, channels=8, dtype=DType.FLOAT64, causal=causal,
                               standalone=standalone)
-    lowered = lower(ir, signature)
+    lowered = lower(ir, signature, spelled_out=spelled_out)
     generator = torch.Generator().manual_seed(0)
     for batch, space, alpha in ((16, 8, 0.3), (1, 5, 1.0), (7, 3, 0.0)):
         h = torch.randn(signature.shape(batch, space), dtype=torch.float64, generator=generator,
@@ -107,3 +115,21 @@ def test_both_halves_are_lowered_where_the_site_is(name: str) -> None:
     for half in (lowered.forward, lowered.backward):
         assert {t.device.type for t in half.examples} == {"meta"}
         assert half.export().graph_module is not None
+
+
+@pytest.mark.parametrize("spelled_out", [False, True])
+def test_what_is_longer_than_the_input_by_its_padding_is_exported(spelled_out: bool) -> None:
+    """The padded sequence is kept for the backward; its length is not that of any other tensor."""
+    signature = SiteSignature(kind=TOKENS, channels=8)
+    exported = lower(token_mixer(signature), signature, spelled_out=spelled_out).backward.export()
+    assert exported.module() is not None
+
+
+def test_spelling_out_leaves_no_call_but_that_of_a_dense_convolution() -> None:
+    def calls(name: str) -> list[str]:
+        signature = SiteSignature(kind=CASES[name].kind, channels=8)
+        code = lower(CASES[name], signature, spelled_out=True).code
+        return [line for half in code for line in half.splitlines() if "aten.convolution" in line]
+
+    assert calls("narrow_depthwise") == calls("token_depthwise") == calls("squeeze") == []
+    assert len(calls("conv")) == 2

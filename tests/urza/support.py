@@ -55,6 +55,7 @@ def members(
     signature: SiteSignature = SIG,
     pipeline: Pipeline = Pipeline.FAST,
     code: bytes = b"\x7fELF not really",
+    tools: Toolchain = TOOLCHAIN,
 ) -> dict[str, bytes]:
     content = {
         "blueprint.json": ir.to_json().encode(),
@@ -62,11 +63,11 @@ def members(
         "backward.so": code[::-1],
     }
     manifest = Manifest(
-        kernel_id=kernel_id(ir.id, signature, TOOLCHAIN, pipeline),
+        kernel_id=kernel_id(ir.id, signature, tools, pipeline),
         blueprint_id=ir.id,
         signature=signature,
         pipeline=pipeline,
-        toolchain=TOOLCHAIN,
+        toolchain=tools,
         parameters=(),
         backward_inputs=("grad",),
         gradients=(0,),
@@ -79,9 +80,10 @@ def members(
 
 
 def artifact(
-    ir: BlueprintIR, signature: SiteSignature = SIG, pipeline: Pipeline = Pipeline.FAST
+    ir: BlueprintIR, signature: SiteSignature = SIG, pipeline: Pipeline = Pipeline.FAST,
+    tools: Toolchain = TOOLCHAIN,
 ) -> bytes:
-    return pack(members(ir, signature, pipeline))
+    return pack(members(ir, signature, pipeline, tools=tools))
 
 
 def report(kernel: str, *tags: str, accepted: bool = True) -> ValidationReport:
