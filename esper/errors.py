@@ -96,3 +96,7 @@ class ConfigError(EsperError, ValueError):
 
 class DataMissing(EsperError):
     """A data set is not on this machine; the message names the two ways to get it."""
+
+
+class CheckpointError(EsperError):
+    """A checkpoint is torn, damaged or foreign, does not fit the run, or cannot be written."""

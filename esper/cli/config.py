@@ -97,7 +97,9 @@ class AlphaConfig(Section):
 
 class GrowthConfig(Section):
     """`sites` is "auto" or names and patterns of modules. `lr_scale` multiplies the learning
-    rate of seeds. `embargo_epochs` is how long a site rests after a seed left it."""
+    rate of seeds, which rises to that over their first `warm_up` steps. `embargo_epochs` is how
+    long a site rests after a seed left it. With `reproducible`, kernels and the library are waited
+    for, so that the run depends on nothing but the library's content."""
 
     enabled: bool = True
     sites: Literal["auto"] | tuple[str, ...] = "auto"
@@ -106,6 +108,8 @@ class GrowthConfig(Section):
     alpha: AlphaConfig = AlphaConfig()
     embargo_epochs: int = Field(default=5, ge=0)
     lr_scale: float = Field(default=1.0, gt=0)
+    warm_up: int = Field(default=0, ge=0)
+    reproducible: bool = False
 
     @field_validator("sites")
     @classmethod
@@ -154,6 +158,14 @@ class SlowTrackConfig(Section):
     wait_seconds: float = Field(default=0.0, ge=0)
 
 
+class CheckpointConfig(Section):
+    """How often the run is saved by itself, and how many checkpoints stay. null is never."""
+
+    every_epochs: int | None = Field(default=5, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=3, ge=1)
+
+
 class RunConfig(Section):
     """One run. `threads` is for torch, None is torch's own choice; `compare` trains the same
     host without growth as well, for the report; `out` is by default runs/<name>."""
@@ -167,6 +179,7 @@ class RunConfig(Section):
     growth: GrowthConfig = GrowthConfig()
     library: LibraryConfig = LibraryConfig()
     slow_track: SlowTrackConfig = SlowTrackConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     compare: bool = True
     out: str | None = None
 

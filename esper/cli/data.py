@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,9 @@ class Batches:
 
     def __init__(self, split: Split, size: int, seed: int | None = None) -> None:
         self.split, self.size, self.seed = split, size, seed
-        self._passes = 0
+        self._passes = 0  # begun
+        self._batch = 0  # of the pass that is going on
+        self._start = 0  # of the next pass
 
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.size)
@@ -82,9 +84,20 @@ class Batches:
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._passes)
             order = torch.randperm(len(self.split), generator=generator)
-            self._passes += 1
-        for chosen in order.split(self.size):
-            yield self.split.inputs[chosen], self.split.targets[chosen]
+        self._passes += 1
+        start, self._start = self._start, 0
+        for number, chosen in enumerate(order.split(self.size)):
+            if number >= start:
+                self._batch = number + 1
+                yield self.split.inputs[chosen], self.split.targets[chosen]
+        self._batch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"passes": self._passes, "batch": self._batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = state_dict["batch"]
+        self._passes = state_dict["passes"] - (1 if self._start else 0)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

@@ -37,7 +37,7 @@ def _train(options: argparse.Namespace) -> int:
     from esper.cli.train import run
 
     path = Path(options.config)
-    return run(load_config(path), path)
+    return run(load_config(path), path, Path(options.resume) if options.resume else None)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND")
     train = commands.add_parser("train", help="train a model as a YAML file says")
     train.add_argument("config", metavar="CONFIG.yaml")
+    train.add_argument("--resume", metavar="RUN",
+                       help="go on with an interrupted run from its newest checkpoint: the run's "
+                       "folder, or one of its checkpoints")
     train.set_defaults(run=_train)
     doctor = commands.add_parser("doctor", help="what this machine has and what esper can do on it")
     doctor.set_defaults(run=_doctor)

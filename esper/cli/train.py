@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,14 +18,22 @@ from esper.cli.config import LibraryConfig, OptimizerConfig, RunConfig
 from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
 from esper.cli.factory import build_model
 from esper.cli.live import LiveView, SiteLine, Snapshot
-from esper.errors import CompileError, LibraryError
+from esper.errors import CheckpointError, CompileError, ConfigError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import Command, Transition
 from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.verdict import Hardware
-from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder
+from esper.nissa.metrics import (
+    Arm,
+    EpochRow,
+    RunInfo,
+    RunLog,
+    RunSummary,
+    fresh_folder,
+    read_info,
+)
 from esper.nissa.report import headline, write_report
 from esper.oona.bus import Bus
 from esper.oona.capacity import CapacityWatch
@@ -32,11 +41,14 @@ from esper.rpc.address import open_library
 from esper.slowtrack import SlowTrack
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tezzeret.toolchain import toolchain
+from esper.tolaria.checkpoint import check, checkpoints_in
+from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.measure import host_flops, seed_flops
 from esper.tolaria.session import EpochSummary, Session
 from esper.tolaria.trainer import Trainer
 
 EVAL_BATCH = 512
+CHECKPOINTS = "checkpoints"  # below the run's folder
 
 
 def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -92,6 +104,11 @@ class _Recorder:
             line = f"put off: {put_off}"
             if line not in self.decisions[-1:]:  # said once, not every epoch
                 self.decisions.append(line)
+
+    def go_on(self, rows: Sequence[EpochRow]) -> None:
+        """The run was interrupted after these."""
+        self.rows = list(rows)
+        self.started = time.monotonic() - (rows[-1].seconds if rows else 0.0)
 
     def _flops(self) -> int | None:
         total = self.host_flops
@@ -191,7 +208,7 @@ def _wait_for_a_kernel(
 
 def _train_grown(
     config: RunConfig, config_path: Path, data: DataSet, info: RunInfo, run_log: RunLog,
-    view: LiveView,
+    view: LiveView, resumed: Path | None,
 ) -> _Recorder:
     model = _fresh_model(config, config_path)
     optimizer = _optimizer(model, config.train.optimizer)
@@ -199,7 +216,8 @@ def _train_grown(
     growth = growth_of(model)
     growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
     growth.embargo_epochs, growth.seed = config.growth.embargo_epochs, config.seed
-    run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
+    if resumed is None:
+        run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
     place = config.library
     library = open_library(place.where, token_file=place.token_file, tls_ca=place.tls_ca)
     with ExitStack() as stack:
@@ -224,14 +242,24 @@ def _train_grown(
 
         recorder = _Recorder(config, "growing", model, data, host_flops(model, data.example),
                              view, run_log, growth)
-        session = stack.enter_context(Session(
-            model, optimizer, loss_fn=cross_entropy,
-            holdout=list(Batches(data.holdout, EVAL_BATCH)), library=library,
-            run_id=info.run_id, policy=_policy(config), lr_scale=config.growth.lr_scale,
-            observers=[observe, recorder.observe]))
-        recorder.session = session
-        _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log, place)
-        recorder.started = time.monotonic()
+        options: dict[str, Any] = {
+            "loss_fn": cross_entropy, "holdout": list(Batches(data.holdout, EVAL_BATCH)),
+            "library": library, "run_id": info.run_id, "policy": _policy(config), "lr_scale": config.growth.lr_scale,
+            "warm_up": config.growth.warm_up, "reproducible": config.growth.reproducible,
+            "checkpoints": Checkpoints(run_log.folder / CHECKPOINTS,
+                                       **config.checkpoint.model_dump()),
+            "observers": [observe, recorder.observe],
+        }
+        if resumed is None:
+            session = stack.enter_context(Session(model, optimizer, **options))
+            recorder.session = session
+            _wait_for_a_kernel(session, config.slow_track.wait_seconds, view, services_log, place)
+            recorder.started = time.monotonic()
+        else:
+            session = stack.enter_context(Session.resume(resumed, model, optimizer, **options))
+            recorder.session = session
+            recorder.go_on(run_log.undo_after(session.growth.epoch, check(resumed).time))
+            view.say(f"goes on after step {session.growth.step}, epoch {session.growth.epoch}")
         batches = Batches(data.train, config.data.batch_size, seed=config.seed)
         trainer = Trainer(model, optimizer, cross_entropy, batches, session)
 
@@ -242,6 +270,7 @@ def _train_grown(
             recorder.epoch(number, summary, train_loss)
 
         trainer.fit(config.train.epochs, epoch)
+        session.end_of_epoch(last=True)  # a run that is over is not trained again
         run_log.steps(trainer.step_seconds, session.growth_steps)
         signatures = {s.found.signature for s in growth.sites.values()}
         try:
@@ -267,18 +296,43 @@ def _train_control(
     return recorder
 
 
-def run(config: RunConfig, config_path: Path) -> int:
-    """Carry out one configuration; returns the exit code.
+def _to_resume(config: RunConfig, run: Path) -> tuple[Path, Path]:
+    """(folder of the run, its checkpoint) that `run` names, if it was a run of `config`."""
+    folder = run if (run / "run.json").exists() else run.parent.parent
+    before = read_info(folder).config
+    now = config.model_dump(mode="json")
+    # What decides the course of the run; how long it lasts and where it is kept may change.
+    now["train"]["epochs"] = before.get("train", {}).get("epochs")
+    for part in ("seed", "model", "data", "train", "growth"):
+        if before.get(part) != now[part]:
+            raise ConfigError(
+                f"{folder} is a run of another configuration: {part} was {before.get(part)}, and "
+                f"is {now[part]}; give the file as it was, or start a new run"
+            )
+    if run != folder:
+        return folder, run
+    kept = checkpoints_in(folder / CHECKPOINTS)
+    if not kept:
+        raise CheckpointError(f"{folder / CHECKPOINTS} has no checkpoint to resume from; start the "
+                              "run again")
+    return folder, kept[-1]
+
+
+def run(config: RunConfig, config_path: Path, resume: Path | None = None) -> int:
+    """Carry out one configuration, or go on with the run `resume` of it; returns the exit code.
 
     Raises:
-        EsperError: the configuration, its data or its model cannot be used.
+        EsperError: the configuration, its data, its model or its checkpoint cannot be used.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = load_data(config.data, config_path)
-    folder = fresh_folder(config.folder)
+    if resume is None:
+        folder, resumed = fresh_folder(config.folder), None
+    else:
+        folder, resumed = _to_resume(config, resume)
     started = time.monotonic()
-    with RunLog(folder) as run_log, LiveView() as view:
+    with RunLog(folder, going_on=resumed is not None) as run_log, LiveView() as view:
         info = RunInfo(
             name=config.name, seed=config.seed, config=config.model_dump(mode="json"),
             versions={"esper": esper.__version__, "torch": str(torch.__version__),
@@ -288,10 +342,12 @@ def run(config: RunConfig, config_path: Path) -> int:
             eval_samples=data.eval.targets.numel())
         control, reason = None, "compare is off in the configuration"
         if config.growth.enabled:
-            grown = _train_grown(config, config_path, data, info, run_log, view)
+            grown = _train_grown(config, config_path, data, info, run_log, view, resumed)
             if config.compare:
                 control = _train_control(config, config_path, data, view)
         else:
+            if resumed is not None:
+                raise ConfigError("growth is off, and only a growing run is saved; start it again")
             run_log.begin(info)
             grown, reason = _train_control(config, config_path, data, view), "growth is off"
         run_log.finish(RunSummary(

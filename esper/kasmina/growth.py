@@ -60,7 +60,8 @@ class Growth:
     `on_join` and `on_leave` are told of parameters that appear and disappear (the optimizer's
     business); `observers` of every transition. `embargo_epochs` is how long a site rests
     after a seed left it. `model` is the model as it was written; with `compiled`, torch.compile
-    works on it, and each site has a slot.
+    works on it, and each site has a slot. With `reproducible`, a kernel is waited for at the step
+    after its command, so that the step at which it joins does not depend on time.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Growth:
         self.schedule = "cosine"
         self.embargo_epochs = 5
         self.seed = 0
+        self.reproducible = False
         self.step = 0
         self.epoch = 0
         self.observers: list[Observer] = []
@@ -80,7 +82,7 @@ class Growth:
         self.on_leave: Callable[[list[nn.Parameter]], None] = lambda params: None
         self.on_failure: Callable[[Seed, str], None] = lambda seed, reason: None
         self.on_settled: Callable[[Seed, str], None] = lambda seed, reason: None
-        self._germinated = 0
+        self.germinated = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model, pickled or deep, computes as the model does and grows no more."""
@@ -129,15 +131,15 @@ class Growth:
             raise SiteError(f"site {site.name!r} is {site.state}; only a DORMANT one germinates")
         if loader is None or command.kernel_id is None or command.blueprint_id is None:
             raise SiteError("germination needs a loader, a kernel_id and a blueprint_id")
-        self._germinated += 1
+        self.germinated += 1
         seed = Seed(
             site.found, command.kernel_id, command.blueprint_id, command.trace_id,
-            number=self._germinated, schedule=SCHEDULES[self.schedule],
+            number=self.germinated, schedule=SCHEDULES[self.schedule],
             graft_steps=self.graft_steps, slot=site.slot,
         )
         site.seed = seed
         site.pending = loader.prefetch(
-            command.kernel_id, site.found.signature, self.seed + self._germinated
+            command.kernel_id, site.found.signature, self.seed + self.germinated
         )
         self._tell(seed, SeedState.DORMANT, SeedState.GERMINATED, command.reason)
 
@@ -166,7 +168,8 @@ class Growth:
             self._move(site, seed, SeedState.CULLED, str(seed.failure))
             return True
         if site.pending is not None:
-            return site.pending.done() and self._swap_in(site, seed, site.pending)
+            ready = self.reproducible or site.pending.done()
+            return ready and self._swap_in(site, seed, site.pending)
         if seed.state in (SeedState.GRAFTING, SeedState.STABILIZATION):
             if self.step % HEALTH_EVERY == HEALTH_EVERY - 1:
                 seed.sample_health()
@@ -186,14 +189,14 @@ class Growth:
         try:
             ready = pending.result()
             seed.install(ready.kernel, ready.params())
+            self.on_join(list(seed.params))
         except Exception as e:  # a refusal of the slow track never reaches the training loop
-            reason = f"kernel could not be loaded: {e}"
+            reason = f"kernel could not be {'taken in' if seed.params else 'loaded'}: {e}"
             # A full disk or a library that does not answer says nothing about the kernel.
             if isinstance(e, ArtifactCorrupt):
                 self.on_failure(seed, reason)
             self._move(site, seed, SeedState.CULLED, reason)
             return True
-        self.on_join(list(seed.params))
         self._move(site, seed, SeedState.TRAINING, "kernel fetched, verified and opened")
         return True
 

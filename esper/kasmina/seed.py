@@ -70,9 +70,11 @@ class Seed:
         self.runner: Runner | None = None
         self.params: list[nn.Parameter] = []
         self.epochs_in_state = 0
-        self._schedule = schedule
-        self._graft_steps = graft_steps
-        self._grafted = 0
+        self.schedule, self.graft_steps = schedule, graft_steps
+        self.grafted = 0  # steps of it done
+        self._sampling = False  # a drift was asked for
+        self._drift: float | None = None
+        self._failed = ""  # before the run was resumed
         self._forced: float | None = None
         self._slot = slot
         self._handle: Any = None
@@ -147,6 +149,21 @@ class Seed:
             other._drive()
         return other
 
+    def copied_to(self, module: nn.Module) -> Seed:
+        """A copy at the same place of a copied model, `module`, that takes part there."""
+        other = copy.deepcopy(self, {id(self.site.module): module})
+        hooks = module._forward_hooks.values()
+        other._slot = next((h for h in hooks if type(h) is type(self._slot)), None) \
+            if self._slot is not None else None
+        other.attach()
+        return other
+
+    def imitate(self, other: Seed) -> None:
+        """Be blended in as `other` is."""
+        if (self.state, self.alpha, self.forced) != (other.state, other.alpha, None):
+            self.state, self.alpha, self._forced = other.state, other.alpha, None
+            self._drive()
+
     # -- the forward path -----------------------------------------------------------------
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -162,7 +179,9 @@ class Seed:
         """Tell the runner how to run from now on."""
         if self.runner is None:
             return
-        if self.forced is not None:
+        if self._failed:
+            self.runner.off()
+        elif self.forced is not None:
             self.runner.set(self.forced, FULL)
         elif self.state in _MODE:
             self.runner.set(self.alpha, _MODE[self.state])
@@ -181,6 +200,8 @@ class Seed:
     @property
     def failure(self) -> KernelFailure | None:
         """What the kernel broke with, if it did; it has not been run since."""
+        if self._failed:
+            return KernelFailure(self._failed)
         why = self.runner.failure if self.runner is not None else ""
         if not why:
             return None
@@ -207,24 +228,39 @@ class Seed:
         """One step went by. Moves alpha while GRAFTING; True once it reached its target."""
         if self.state is not SeedState.GRAFTING:
             return False
-        self._grafted = min(self._grafted + 1, self._graft_steps)
-        self.alpha = self._schedule(self._grafted / self._graft_steps)
+        self.grafted = min(self.grafted + 1, self.graft_steps)
+        self.alpha = self.schedule(self.grafted / self.graft_steps)
         self._drive()
-        return self._grafted == self._graft_steps
+        return self.grafted == self.graft_steps
 
     def sample_health(self) -> None:
         """Ask for the drift of the next forward pass."""
         if self.runner is not None:
+            self._sampling = True
             self.runner.ask_for_drift()
 
     def health(self) -> Health:
         """What is known now. Synchronizes with the device; call it at boundaries only."""
-        drift = self.runner.take_drift() if self.runner is not None else None
+        drift, _ = self.pending_drift()
+        self._drift, self._sampling = None, False
         if drift is not None:
-            self.drift = float(drift)
-        return Health(drift=None if drift is None else self.drift, grad_norm=self.grad_norm())
+            self.drift = drift
+        return Health(drift=drift, grad_norm=self.grad_norm())
 
     def grad_norm(self) -> float | None:
         """The 2-norm of the gradient of all parameters; None where there is none."""
         grads = [p.grad for p in self.params if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads)) if grads else None
+
+    def pending_drift(self) -> tuple[float | None, bool]:
+        """(drift that was measured and not looked at yet, whether one is still to be measured)."""
+        if self.runner is not None and (drift := self.runner.take_drift()) is not None:
+            self._drift, self._sampling = float(drift), False
+        return self._drift, self._sampling
+
+    def resume_health(self, drift: float | None, sampling: bool, failure: str) -> None:
+        """Go on from what `pending_drift` and `failure` were when the run was interrupted."""
+        self._drift, self._failed = drift, failure
+        if sampling:
+            self.sample_health()
+        self._drive()

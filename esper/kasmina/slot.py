@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from esper.errors import SiteError
 from esper.kasmina.native import extension
@@ -79,6 +80,22 @@ class Slot:
         other.number, other._handle = other._native.number, None
         other._show([copy.deepcopy(s, memo) for s in self._seeds])
         return other
+
+
+def taken_up(module: nn.Module) -> list[Seed]:
+    """The seeds that a copied module brought with it, each with a way to leave it again."""
+    found: list[Seed] = []
+    for key, hook in module._forward_hooks.items():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(hook, Slot):
+            for seed in hook._seeds:
+                seed._slot = hook
+            found += hook._seeds
+        elif isinstance(owner, Seed):
+            owner._handle = RemovableHandle(module._forward_hooks)
+            owner._handle.id = key
+            found.append(owner)
+    return found
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -7,6 +7,8 @@
     audit.jsonl        see `esper.nissa.audit`
     kernels.json       kernels and blueprints the run considered
     summary.json       both arms of the comparison
+    undone.jsonl       what was done after the checkpoint that the run was resumed from
+    checkpoints/       see `esper.tolaria.checkpoint`
 
 What was not measured is absent: a file that is not there, a field that is null. Nothing is
 ever filled in with zero.
@@ -14,6 +16,7 @@ ever filled in with zero.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -133,19 +136,49 @@ def _write_whole(path: Path, content: bytes) -> None:
 class RunLog:
     """Writes a run folder. Owned by the training thread; a context manager.
 
+    With `going_on` it writes on where a run in this folder was interrupted; see `undo_after`.
+
     Raises:
-        ContractError: the folder holds a run already.
+        ContractError: the folder holds a run already, or, to go on, none.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, going_on: bool = False) -> None:
         self.folder = Path(folder)
-        if (self.folder / "run.json").exists():
+        if going_on:
+            read_info(self.folder)
+        elif (self.folder / "run.json").exists():
             raise ContractError(
                 f"{self.folder} holds a run already; give a folder of its own to every run "
                 "(fresh_folder finds the next free one)"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.audit = AuditLog(self.folder / "audit.jsonl")
+
+    def undo_after(self, epoch: int, time: float) -> tuple[EpochRow, ...]:
+        """Put aside what the run did after the checkpoint that it goes on from: rows of epochs
+        beyond `epoch`, and audit records written after `time` (UTC seconds), move to
+        undone.jsonl. Returns the rows that stay."""
+        rows = _read_epochs(self.folder / "epochs.jsonl", [])
+        stay = tuple(r for r in rows if r.epoch <= epoch)
+        self.audit.close()
+        undone = [r.model_dump_json() for r in rows if r.epoch > epoch]
+        kept: list[bytes] = []
+        for line in (self.folder / "audit.jsonl").read_bytes().splitlines():
+            try:
+                late = json.loads(line)["time"] > time
+            except (ValueError, KeyError, TypeError):
+                late = True  # torn by what interrupted the run
+            if late:
+                undone.append(line.decode(errors="replace"))
+            else:
+                kept.append(line)
+        with (self.folder / "undone.jsonl").open("a") as out:
+            out.writelines(f"{line}\n" for line in undone)
+        _write_whole(self.folder / "audit.jsonl", b"".join(line + b"\n" for line in kept))
+        _write_whole(self.folder / "epochs.jsonl",
+                     b"".join(r.model_dump_json().encode() + b"\n" for r in stay))
+        self.audit = AuditLog(self.folder / "audit.jsonl")
+        return stay
 
     def begin(self, info: RunInfo) -> None:
         """Write run.json, before the first step."""
@@ -224,8 +257,28 @@ _EXPECTED: Mapping[str, str] = {
 }
 
 
+def read_info(folder: Path) -> RunInfo:
+    """What was run in a folder.
+
+    Raises:
+        ContractError: there is no run.json, or it is not what it should be.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ContractError(
+            f"{folder} is not a run folder: it has no run.json; give the folder that "
+            "`esper train` named at its end"
+        )
+    try:
+        return RunInfo.model_validate_json(path.read_bytes())
+    except ValidationError as e:
+        raise ContractError(f"{path} is not a RunInfo: {e}") from e
+
+
 def _read_epochs(path: Path, notes: list[str]) -> tuple[EpochRow, ...]:
     rows = []
+    if not path.exists():
+        return ()
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
@@ -246,11 +299,7 @@ def read_run(folder: str | Path) -> Run:
         ContractError: there is no run.json, or a file is not what it should be.
     """
     folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise ContractError(
-            f"{folder} is not a run folder: it has no run.json; give the folder that "
-            "`esper train` named at its end"
-        )
+    info = read_info(folder)
     notes = [f"{name} is missing: {why}" for name, why in _EXPECTED.items()
              if not (folder / name).exists()]
 
@@ -270,8 +319,8 @@ def read_run(folder: str | Path) -> Run:
     epochs, audit = folder / "epochs.jsonl", folder / "audit.jsonl"
     return Run(
         folder=folder,
-        info=load("run.json", RunInfo),
-        epochs=_read_epochs(epochs, notes) if epochs.exists() else (),
+        info=info,
+        epochs=_read_epochs(epochs, notes),
         audit=tuple(read_audit(audit, notes.append)) if audit.exists() else (),
         book=load("kernels.json", KernelBook),
         summary=load("summary.json", RunSummary),

@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 from esper.leyline.command import Action, Command
 from esper.leyline.library import KernelRecord
@@ -66,6 +67,13 @@ class HeuristicPolicy:
         if self.trigger not in ("schedule", "plateau"):
             raise ValueError(f"trigger is 'schedule' or 'plateau', not {self.trigger!r}")
         self._random = random.Random(self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": self._random.getstate(), "last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._random.setstate(state_dict["random"])
+        self._last = state_dict["last"]
 
     # -- seeds on their way ---------------------------------------------------------------
 

@@ -76,6 +76,10 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Decides at epoch boundaries, from what it is given and nothing else. Must be quick."""
+    """Decides at epoch boundaries, from what it is given and nothing else. Must be quick.
+
+    One that remembers something has `state_dict` and `load_state_dict`, in plain values, and is
+    saved with the run.
+    """
 
     def decide(self, state: SystemState, catalog: Catalog) -> Decision: ...

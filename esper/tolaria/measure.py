@@ -6,7 +6,7 @@ the model as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from esper.kasmina.slot import uncompiled
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind
+from esper.tamiyo.state import SiteStatus
 
 SIGNAL_ALPHA = 0.1
+_MEASURED = (SeedState.TRAINING, SeedState.EVALUATING, SeedState.FINE_TUNING)
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -86,6 +88,36 @@ def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -
             sample_norm = g.flatten(1).norm(dim=1) * h.detach().flatten(1).norm(dim=1)
             scores[name] = float(sample_norm.sum())
     return scores
+
+
+def survey(
+    model: nn.Module, growth: Growth, loss_fn: LossFn, holdout: Sequence[Any],
+    used: Mapping[str, Iterable[str]], evidence: dict[str, tuple[float, float, float]], *,
+    scored: bool,
+) -> tuple[SiteStatus, ...]:
+    """Every site as a policy sees it; dormant ones have scores where `scored`.
+
+    `used` are the blueprints tried at each site. What `counterfactual_gain` said of a seed goes
+    into `evidence`, by its trace id.
+    """
+    scores: dict[str, float] = {}
+    if scored and any(s.state is SeedState.DORMANT for s in growth.sites.values()):
+        scores = site_scores(model, growth, loss_fn, holdout[0])
+    result = []
+    for name, site in growth.sites.items():
+        seed, gain = site.seed, None
+        if seed is not None and seed.state in _MEASURED:
+            evidence[seed.trace_id] = counterfactual_gain(model, loss_fn, holdout, seed)
+            gain = evidence[seed.trace_id][0]
+        result.append(SiteStatus(
+            name=name, signature=site.found.signature, state=site.state,
+            epochs_in_state=seed.epochs_in_state if seed else 0,
+            trace_id=seed.trace_id if seed else "",
+            kernel_id=seed.kernel_id if seed else None,
+            gain=gain, score=scores.get(name), fossils=len(site.fossils),
+            used_blueprints=frozenset(used.get(name, ())),
+        ))
+    return tuple(result)
 
 
 def host_flops(model: nn.Module, example: Any) -> int | None:

@@ -5,48 +5,53 @@
         for batch in loader:
             loss = loss_fn(model, batch)
             loss.backward(); optimizer.step(); optimizer.zero_grad()
-            session.step(loss)
+            session.step(loss)      # the last thing of a step
         session.epoch()
     session.close()
+
+A run that was interrupted goes on where its checkpoint was taken, see docs/checkpoints.md:
+
+    session = esper.Session.resume(folder, model, optimizer, loss_fn=loss_fn, ...)
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.errors import ArtifactMismatch, ContractError, EsperError
-from esper.kasmina.artifact import check_runs_here
+from esper.errors import ContractError, EsperError
 from esper.kasmina.growth import growth_of
-from esper.kasmina.loader import Loader
 from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
 from esper.leyline.command import Action, FieldReport
 from esper.leyline.events import Event, Priority, Topic, new_id
-from esper.leyline.library import KernelRecord, Library
+from esper.leyline.library import Library
 from esper.leyline.lifecycle import SeedState
-from esper.tamiyo.catalog import CatalogWatch
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, Decision, Policy, SiteStatus, SystemState
-from esper.tolaria.measure import LossFn, counterfactual_gain, mean_loss, site_scores
-from esper.tolaria.optimizer import OptimizerSurgeon
-from esper.tolaria.snapshot import Snapshot
-from esper.tolaria.telemetry import Considerations, outgoing, seed_health
+from esper.tolaria.ema import Average
+from esper.tolaria.keeper import Checkpoints
+from esper.tolaria.library import LibraryLink
+from esper.tolaria.losses import LossWatch
+from esper.tolaria.measure import LossFn, mean_loss, survey
+from esper.tolaria.optimizer import OptimizerSurgeon, why_not
+from esper.tolaria.resume import Stateful, restore, take
+from esper.tolaria.snapshot import Parts, Snapshot
+from esper.tolaria.telemetry import Considerations, seed_health
 
 log = logging.getLogger(__name__)
 
-_MEASURED = (SeedState.TRAINING, SeedState.EVALUATING, SeedState.FINE_TUNING)
 _INFLUENTIAL = (SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.EVALUATING,
                 SeedState.FINE_TUNING)
 
@@ -77,14 +82,22 @@ class Session:
         holdout: batches that are not trained on; decisions are made on them, so the figures
             reported at the end should come from yet other data.
         library: None for a run that can only be guarded, not grown.
-        explosion: a loss over this many times the largest of the last 50 is rolled back, as is
-            NaN. (Not their median: late in a run single batches differ by more than that.)
+        lr_scale, warm_up: new parameters learn at `lr_scale` times the first group's rate, and
+            over their first `warm_up` steps at a part of it that rises in equal steps.
+        scaler, ema: a GradScaler, and a module that averages the model's weights. Both are rolled
+            back and saved with the run; the average grows with the model.
+        explosion, max_rollbacks: see `LossWatch`; after so many rollbacks since the last good
+            epoch the run ends.
+        checkpoints: where and when to save the run by itself.
+        reproducible: nothing that is decided depends on time: kernels are waited for, and the
+            library is read at the boundary and not in the background. Costs pauses.
         observers: called with every Transition, Command, FieldReport and Event, between
             steps; must not block.
 
     Raises:
         SiteError: the model is not wrapped.
-        ContractError: no held-out batch was given.
+        ContractError: no held-out batch was given; nothing can join this optimizer; the average
+            is of another model.
     """
 
     def __init__(
@@ -98,50 +111,99 @@ class Session:
         policy: Policy | None = None,
         scheduler: Any = None,
         lr_scale: float = 1.0,
+        warm_up: int = 0,
+        scaler: Any = None,
+        ema: nn.Module | None = None,
         run_id: str | None = None,
         explosion: float = 10.0,
         max_rollbacks: int = 3,
+        checkpoints: Checkpoints | None = None,
+        reproducible: bool = False,
         observers: Sequence[Callable[[Contract], None]] = (),
     ) -> None:
         if not holdout:
             raise ContractError("holdout is empty; give at least one batch that is not trained on")
+        if library is not None and (reason := why_not(optimizer)):
+            raise ContractError(f"{reason}; train with another optimizer, or without a library, "
+                                "guarded but not grown")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.parts = Parts(model, optimizer, scheduler, scaler, ema)
         self.growth = growth_of(model)
+        self.growth.reproducible = reproducible
         self.policy: Policy = policy if policy is not None else HeuristicPolicy()
         self.run_id = run_id or new_id("run")
+        self.checkpoints = checkpoints
         self.observers = list(observers)
         self.rollbacks = 0
         self.growth_steps: list[int] = []
+        self.batch = 0  # steps since the last epoch boundary
         self._loss_fn, self._holdout, self._library = loss_fn, holdout, library
-        self._explosion, self._max_rollbacks = explosion, max_rollbacks
-        surgeon = OptimizerSurgeon(optimizer, scheduler, lr_scale)
-        self.growth.on_join, self.growth.on_leave = surgeon.join, surgeon.leave
+        self._max_rollbacks = max_rollbacks
+        self._surgeon = OptimizerSurgeon(optimizer, scheduler, lr_scale, warm_up)
+        self.growth.on_join, self.growth.on_leave = self._surgeon.join, self._surgeon.leave
         self.growth.on_failure, self.growth.on_settled = self._failed, self._settled
         self.growth.observers.append(self._publish)
-        self._recent: deque[float] = deque(maxlen=50)
-        self._unseen: list[Tensor] = []  # losses not yet looked at
-        self._check_every = 1 if _device(model) == "cpu" else 20
-        self._epoch_losses: list[float] = []
+        self._average = Average(self.growth, ema) if ema is not None else None
+        self._losses = LossWatch(explosion, 1 if _device(model) == "cpu" else 20)
         self._train_losses: list[float] = []
         self._holdout_losses: list[float] = []
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
         self._born: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
         self._rolled_back = False
-        self._watch: CatalogWatch | None = None
-        self._loader: Loader | None = None
+        self._stateful: dict[str, Stateful] = {}
+        self._unclaimed: dict[str, Any] = {}  # states of a checkpoint that nobody asked for yet
+        self._link = LibraryLink(library, [s.found.signature for s in self.growth.sites.values()])
+        self._watch, self._loader = self._link.watch, self._link.loader
         self._considerations = Considerations()
-        self._outgoing = outgoing(library)
-        if self._outgoing is not None:
-            self.observers.append(self._outgoing)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="esper-writer")
-        if library is not None:
-            signatures = [s.found.signature for s in self.growth.sites.values()]
-            for signature in dict.fromkeys(signatures):
-                library.register_signature(signature)
-            self._watch = CatalogWatch(library, signatures, why_not=_why_not_here)
-            self._loader = Loader(library)
-        self._snapshot = self._capture()
+        if self._link.outgoing is not None:
+            self.observers.append(self._link.outgoing)
+        self._snapshot = Snapshot(self.parts, self._on_their_way())
+        self._as_captured = True  # nothing happened since the snapshot
+
+    @classmethod
+    def resume(
+        cls, path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer, **options: Any
+    ) -> Session:
+        """A session that goes on from a checkpoint, or from the newest of a folder of them.
+
+        `model` is fresh, and wrapped at the same sites; `optimizer`, scheduler, scaler and average
+        are fresh ones of the same kind. `options` are those of `Session`. Every seed comes back in
+        its state, with its kernel from the library or, with a warning, in plain torch.
+
+        Raises:
+            CheckpointError: it is torn or foreign (the message names the newest good one), or does
+                not fit what was given.
+        """
+        session = cls(model, optimizer, **options)
+        try:
+            restore(session, path)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def register(self, name: str, part: Stateful) -> None:
+        """Save `part` along with the run; in a resumed run, give it its state back now.
+
+        For whatever has `state_dict` and `load_state_dict`: a loader that knows its position, say.
+        """
+        self._stateful[name] = part
+        if name in self._unclaimed:
+            part.load_state_dict(self._unclaimed.pop(name))
+
+    def save(self, path: str | os.PathLike[str]) -> Future[Path]:
+        """Write a checkpoint. Returns once the state is copied; the future is done when it is
+        durable, or raises CheckpointError. To be called between steps."""
+        self._look()
+        return self._link.writer.submit(take(self), Path(path))
+
+    def end_of_epoch(self, *, last: bool = False) -> None:
+        """Write the automatic checkpoint of an epoch, if one is due, or it is the `last` of the
+        run. `epoch` does it itself unless it was told not to."""
+        keeper = self.checkpoints
+        if keeper is not None and (last or keeper.due(self.growth.epoch, of_epoch=True)):
+            keeper.submit(take(self), self.growth.step)
 
     # -- the fast track -------------------------------------------------------------------
 
@@ -154,44 +216,41 @@ class Session:
         Raises:
             EsperError: the run went wrong `max_rollbacks` times since the last good epoch.
         """
-        self._unseen.append(loss.detach())
-        if len(self._unseen) < self._check_every:
-            return self._tick()
-        # One synchronization for all losses since the last look.
-        return self._look() and self._tick()
+        self.batch += 1
+        self._as_captured = False
+        # Never a checkpoint of a state whose loss nobody has looked at.
+        keeper = self.checkpoints
+        saving = keeper is not None and keeper.due(self.growth.step + 1)
+        if (self._losses.add(loss) or saving) and not self._look():
+            return False
+        if self.growth.tick():
+            self.growth_steps.append(self.growth.step)
+        if self._average is not None:
+            self._average.follow()
+        if keeper is not None and saving:
+            keeper.submit(take(self), self.growth.step)
+        return True
 
     def _look(self) -> bool:
         """Look at the losses not yet seen; False where one of them rolled the run back."""
-        values = torch.stack(self._unseen).tolist() if self._unseen else []
-        self._epoch_losses += values
-        self._unseen.clear()
-        for value in values:
-            if not math.isfinite(value) or self._exploded(value):
-                self._roll_back(value)
-                return False
-            self._recent.append(value)
-        return True
-
-    def _tick(self) -> bool:
-        if self.growth.tick():
-            self.growth_steps.append(self.growth.step)
-        return True
-
-    def _exploded(self, value: float) -> bool:
-        if len(self._recent) < 20:
-            return False
-        return value > self._explosion * max(self._recent)
+        if (bad := self._losses.look()) is None:
+            return True
+        self._roll_back(bad)
+        return False
 
     def _roll_back(self, value: float, what: str = "loss") -> None:
         self.rollbacks += 1
         self._rolled_back = True
+        recent = self._losses.recent
         reason = f"{what} {value:g} at step {self.growth.step}; largest of the recent ones " + (
-            f"{max(self._recent):.4g}" if self._recent else "not known")
+            f"{max(recent):.4g}" if recent else "not known")
         started = time.perf_counter()
         self.growth.roll_back(reason)
-        self._snapshot.restore(self.model, self.optimizer, self.scheduler)
-        self._recent.clear()
-        self._epoch_losses.clear()
+        if self._average is not None:
+            self._average.follow()
+        self._snapshot.restore(self.parts)
+        self._surgeon.watch_warm_up()
+        self._losses.forget()
         self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
                             body={"run_id": self.run_id, "reason": reason,
                                   "step": self.growth.step,
@@ -204,8 +263,11 @@ class Session:
 
     # -- the epoch boundary ---------------------------------------------------------------
 
-    def epoch(self) -> EpochSummary:
+    def epoch(self, *, save: bool = True) -> EpochSummary:
         """End an epoch: measure, decide, obey, take a snapshot.
+
+        With `save=False` a checkpoint that is due is left to `end_of_epoch`, for loops that have
+        something left to do in this epoch.
 
         A held-out loss that is NaN or infinite is rolled back too: a step whose loss was still
         fine may have left such weights.
@@ -214,17 +276,19 @@ class Session:
             EsperError: as `step`.
         """
         self.growth.end_epoch()
+        self.batch = 0
         self._look()
         holdout = mean_loss(self.model, self._loss_fn, self._holdout)
         if not math.isfinite(holdout):
             self._roll_back(holdout, "held-out loss")
             holdout = mean_loss(self.model, self._loss_fn, self._holdout)
-        train = fmean(self._epoch_losses) if self._epoch_losses else None
-        self._epoch_losses.clear()
+        train = fmean(self._losses.of_epoch) if self._losses.of_epoch else None
+        self._losses.of_epoch.clear()
         if train is not None:
             self._train_losses.append(train)
         self._holdout_losses.append(holdout)
-        sites = self._statuses()
+        sites = survey(self.model, self.growth, self._loss_fn, self._holdout, self._used,
+                       self._evidence, scored=self._library is not None)
         for event in seed_health(self.growth, sites, self.run_id):
             self._publish(event)
         state = SystemState(
@@ -235,22 +299,27 @@ class Session:
             grown_parameters=sum(p.numel() for s in self._all_seeds() for p in s.params),
             growths=len(self.growth.fossils()) + len(self.growth.active()),
         )
+        catalog = self._link.catalog(self.run_id, now=self.growth.reproducible)
         started = time.perf_counter()
-        decision = self.policy.decide(state, self._watch.current if self._watch else Catalog())
+        decision = self.policy.decide(state, catalog)
         seconds = time.perf_counter() - started
         self._carry_out(decision)
+        if self._average is not None:
+            self._average.follow()
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
             self.rollbacks = 0
         blending = any(s.state in _INFLUENTIAL for s in self.growth.active())
         # A snapshot with a half-blended seed in it would not be one to go back to.
         if not blending and math.isfinite(holdout):
-            self._snapshot = self._capture()
+            self._capture()
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
                                sites, seconds, rolled_back)
         self._publish(Event(topic=Topic.EPOCH, sender="tolaria", body={
             "run_id": self.run_id, "epoch": summary.epoch, "step": summary.step,
             "train_loss": train, "holdout_loss": holdout, "decision_seconds": seconds}))
+        if save:
+            self.end_of_epoch()
         return summary
 
     def _carry_out(self, decision: Decision) -> None:
@@ -272,39 +341,24 @@ class Session:
                 self._used.setdefault(command.site, set()).add(command.blueprint_id)
                 self._born[command.trace_id] = self.growth.epoch
 
-    def _statuses(self) -> tuple[SiteStatus, ...]:
-        scores: dict[str, float] = {}
-        dormant = any(s.state is SeedState.DORMANT for s in self.growth.sites.values())
-        if dormant and self._library is not None:
-            scores = site_scores(self.model, self.growth, self._loss_fn, self._holdout[0])
-        result = []
-        for name, site in self.growth.sites.items():
-            seed, gain = site.seed, None
-            if seed is not None and seed.state in _MEASURED:
-                evidence = counterfactual_gain(self.model, self._loss_fn, self._holdout, seed)
-                self._evidence[seed.trace_id] = evidence
-                gain = evidence[0]
-            result.append(SiteStatus(
-                name=name, signature=site.found.signature, state=site.state,
-                epochs_in_state=seed.epochs_in_state if seed else 0,
-                trace_id=seed.trace_id if seed else "",
-                kernel_id=seed.kernel_id if seed else None,
-                gain=gain, score=scores.get(name), fossils=len(site.fossils),
-                used_blueprints=frozenset(self._used.get(name, ())),
-            ))
-        return tuple(result)
-
     # -- consequences ---------------------------------------------------------------------
 
     def _all_seeds(self) -> list[Seed]:
         return self.growth.fossils() + self.growth.active()
 
-    def _capture(self) -> Snapshot:
-        without = {id(p) for s in self.growth.active() for p in s.params}
-        return Snapshot(self.model, self.optimizer, self.scheduler, without)
+    def _capture(self) -> None:
+        """Take the state of this moment as the one to go back to."""
+        self._snapshot = Snapshot(self.parts, self._on_their_way(), self._snapshot)
+        self._as_captured = True
+
+    def _on_their_way(self) -> set[int]:
+        params = [p for s in self.growth.active() for p in s.params]
+        if self._average is not None:
+            params += [p for s in self.growth.active() for p in self._average.parameters_of(s)]
+        return {id(p) for p in params}
 
     def _failed(self, seed: Seed, reason: str) -> None:
-        self._in_background("quarantine", lambda lib: lib.quarantine(seed.kernel_id, reason))
+        self._link.quarantine(seed.kernel_id, reason)
 
     def _settled(self, seed: Seed, reason: str) -> None:
         evidence = self._evidence.pop(seed.trace_id, None)
@@ -319,23 +373,9 @@ class Session:
         if seed.state is SeedState.FOSSILIZED:
             # A fossil stays, so every state to go back to must have it, whatever else is
             # being blended in just now.
-            self._snapshot = self._capture()
+            self._capture()
         self._publish(report)
-        self._in_background("field report", lambda lib: lib.add_report(report))
-
-    def _in_background(self, what: str, work: Callable[[Library], None]) -> None:
-        """The library is written off the training thread; a failure there is logged, no more."""
-        library = self._library
-        if library is None:
-            return
-
-        def run() -> None:
-            try:
-                work(library)
-            except Exception:
-                log.warning("%s was not written to the library", what, exc_info=True)
-
-        self._writer.submit(run)
+        self._link.report(report)
 
     def _publish(self, record: Contract) -> None:
         for observer in self.observers:
@@ -348,27 +388,15 @@ class Session:
 
     def close(self) -> None:
         """Stop the background threads; waits for what is being written."""
-        if self._watch is not None:
-            self._watch.close()
-        if self._loader is not None:
-            self._loader.close()
-        if self._outgoing is not None:
-            self._outgoing.close()
-        self._writer.shutdown(wait=True)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        self._link.close()
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _why_not_here(kernel: KernelRecord) -> str:
-    try:
-        check_runs_here(kernel.manifest)
-    except ArtifactMismatch as e:
-        return str(e)
-    return ""
 
 
 def _device(model: nn.Module) -> str:

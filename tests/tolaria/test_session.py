@@ -166,7 +166,7 @@ def test_weights_that_went_bad_in_the_last_step_of_an_epoch_are_no_snapshot() ->
 
 def test_losses_not_yet_looked_at_are_looked_at_before_the_snapshot() -> None:
     session, data = make_session()
-    session._check_every = 20  # as on a GPU
+    session._losses.check_every = 20  # as on a GPU
     assert session.step(loss_fn(session.model, data[0]))
     with torch.no_grad():
         next(session.model.parameters()).mul_(1e3)

@@ -1,0 +1,52 @@
+"""A blueprint as a kernel in plain torch, for where its compiled form is not to be had.
+
+It keeps the contract of a compiled kernel: called with (h, params, alpha, mode), the same outputs
+and gradients but for rounding. It is slower, allocates, and can be used nowhere but in an eager
+host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.runner import GRAFTING, TRAINING
+from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.reference import blend, function
+from esper.leyline.signature import SiteSignature
+
+
+class PlainForm:
+    """Callable as `artifact.Kernel`."""
+
+    def __init__(self, ir: BlueprintIR, signature: SiteSignature) -> None:
+        self._run = function(ir, signature)
+        self._dtype = getattr(torch, signature.dtype)
+
+    def __call__(self, h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
+        if mode != TRAINING and alpha == 0.0:
+            return h
+        inside = h.detach() if mode == GRAFTING else h
+        if mode == TRAINING:  # what the host does to its tensor next must not reach the seed
+            inside = h.detach().clone()
+        # As compiled code does: in its own element type, whatever autocast made of the site.
+        with torch.autocast(h.device.type, enabled=False):
+            out = self._run(inside.to(self._dtype), params).to(h.dtype)
+        if mode == TRAINING:
+            result: Tensor = _Aside.apply(h, out)
+            return result
+        return blend(h, out, torch.full((), alpha, device=h.device))
+
+
+class _Aside(torch.autograd.Function):
+    """h as it is, with the gradient that arrives there given to the seed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, out: Tensor) -> Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
