@@ -74,14 +74,15 @@ HOSTS = {
 """name: (make host, make input, sites, causal)"""
 
 
-def bottleneck(kind: SiteKind, act: Op = Op.GELU) -> BlueprintIR:
+def bottleneck(kind: SiteKind, act: Op = Op.GELU, bias: bool | None = None) -> BlueprintIR:
     return BlueprintIR(
         kind=kind,
         name="bottleneck",
         nodes=(
-            Node(id="down", op=Op.LINEAR, inputs=("h",), out=Width(times=1, over=2)),
+            Node(id="down", op=Op.LINEAR, inputs=("h",), out=Width(times=1, over=2),
+                 bias=bias),
             Node(id="act", op=act, inputs=("down",)),
-            Node(id="up", op=Op.LINEAR, inputs=("act",), out=C, init=Init.ZERO),
+            Node(id="up", op=Op.LINEAR, inputs=("act",), out=C, init=Init.ZERO, bias=bias),
             Node(id="sum", op=Op.ADD, inputs=("h", "up")),
         ),
         output="sum",
@@ -132,15 +133,17 @@ def opened(ir: BlueprintIR, signature: SiteSignature, kernel: Any = None) -> Ope
 class ReadyLoader:
     """A loader whose kernels are there at once; `kernel` replaces the callable."""
 
-    def __init__(self, kernel: Any = None, error: Exception | None = None) -> None:
-        self._kernel, self._error = kernel, error
+    def __init__(
+        self, kernel: Any = None, error: Exception | None = None, bias: bool | None = None
+    ) -> None:
+        self._kernel, self._error, self._bias = kernel, error, bias
 
     def prefetch(self, kernel_id: str, signature: SiteSignature, seed: int) -> Future[Any]:
         future: Future[Any] = Future()
         if self._error is not None:
             future.set_exception(self._error)
             return future
-        ir = bottleneck(signature.kind)
+        ir = bottleneck(signature.kind, bias=self._bias)
         generator = torch.Generator().manual_seed(seed)
         future.set_result(
             Ready(opened(ir, signature, self._kernel),

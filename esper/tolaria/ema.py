@@ -8,6 +8,7 @@ from esper.errors import ContractError
 from esper.kasmina.growth import Growth
 from esper.kasmina.seed import Seed
 from esper.kasmina.slot import taken_up
+from esper.leyline.command import Transition
 
 
 class Average:
@@ -38,6 +39,10 @@ class Average:
             for copied in taken_up(module):
                 if copied.number in by_number:
                     self._copies[by_number[copied.number]] = copied
+        self.follow()
+
+    def moved(self, transition: Transition) -> None:
+        """An observer of the growth; alpha moves without a transition, see `follow`."""
         self.follow()
 
     def follow(self) -> None:

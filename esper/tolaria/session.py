@@ -144,6 +144,8 @@ class Session:
         self.growth.on_failure, self.growth.on_settled = self._failed, self._settled
         self.growth.observers.append(self._publish)
         self._average = Average(self.growth, ema) if ema is not None else None
+        if self._average is not None:
+            self.growth.observers.append(self._average.moved)
         self._losses = LossWatch(explosion, 1 if _device(model) == "cpu" else 20)
         self._train_losses: list[float] = []
         self._holdout_losses: list[float] = []
@@ -246,8 +248,6 @@ class Session:
             f"{max(recent):.4g}" if recent else "not known")
         started = time.perf_counter()
         self.growth.roll_back(reason)
-        if self._average is not None:
-            self._average.follow()
         self._snapshot.restore(self.parts)
         self._surgeon.watch_warm_up()
         self._losses.forget()
@@ -304,8 +304,6 @@ class Session:
         decision = self.policy.decide(state, catalog)
         seconds = time.perf_counter() - started
         self._carry_out(decision)
-        if self._average is not None:
-            self._average.follow()
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
             self.rollbacks = 0
