@@ -1,9 +1,13 @@
-"""What an epoch boundary costs: the decision, and a rollback where one is needed."""
+"""What an epoch boundary costs: the decision, the copy of the run, and a rollback where one is
+needed."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,24 +61,72 @@ def test_decision(benchmark: Any) -> None:
     assert [c.action for c in decision.commands] == ["germinate"]
 
 
-def test_rollback(benchmark: Any) -> None:
-    """Ten million parameters with Adam's two moments each, put back to the last snapshot."""
+def session_of(millions: int, optimizer: str) -> tuple[esper.Session, Any]:
+    """A run of so many million parameters, with an optimizer that has state for all of them."""
     torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(10)], nn.Linear(1024, 10))
-    esper.wrap(model, sites=["3"], example=torch.randn(2, 1024))
-    optimizer = torch.optim.Adam(model.parameters())
-    batch = torch.randn(8, 1024), torch.randint(0, 10, (8,))
+    wide = 2048  # one layer has 4.2 million
+    layers = [nn.Linear(wide, wide) for _ in range(round(millions * 1e6 / wide**2))]
+    model = nn.Sequential(*layers, nn.Linear(wide, 10))
+    esper.wrap(model, sites=["1"], example=torch.randn(2, wide))
+    make = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9),
+            "adam": lambda p: torch.optim.Adam(p, lr=1e-6)}[optimizer]
+    batch = torch.randn(8, wide), torch.randint(0, 10, (8,))
 
     def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    session = esper.Session(model, optimizer, loss_fn=loss_fn, holdout=[batch], max_rollbacks=1000)
-    loss_fn(model, batch).backward()
-    optimizer.step()
+    session = esper.Session(model, make(model.parameters()), loss_fn=loss_fn, holdout=[batch],
+                            max_rollbacks=1000)
+
+    def step() -> torch.Tensor:
+        session.optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        session.optimizer.step()
+        return loss
+
+    session.step(step())
     session.epoch()
+    return session, step
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("millions", [10, 100])
+def test_rollback(benchmark: Any, millions: int, optimizer: str) -> None:
+    """A step after which the loss is NaN, up to the moment at which training can go on: everything
+    is copied back from the last snapshot."""
+    session, step = session_of(millions, optimizer)
     bad = torch.tensor(float("nan"))
     benchmark.extra_info.update(
-        target="<= 500 ms", parameters=sum(p.numel() for p in model.parameters()))
-    went_on = benchmark.pedantic(session.step, args=(bad,), rounds=30, warmup_rounds=2)
+        target="<= 500 ms", threads=torch.get_num_threads(), optimizer=optimizer,
+        parameters=sum(p.numel() for p in session.model.parameters()))
+    went_on = benchmark.pedantic(
+        session.step, args=(bad,), setup=lambda: step() and None, rounds=10, warmup_rounds=1)
     assert not went_on
+    session.close()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_snapshot(benchmark: Any, optimizer: str) -> None:
+    """What an epoch boundary copies, into the memory of the snapshot before."""
+    session, _ = session_of(100, optimizer)
+    benchmark.extra_info.update(threads=torch.get_num_threads(), optimizer=optimizer)
+    benchmark.pedantic(session._capture, rounds=10, warmup_rounds=1)
+    session.close()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_checkpoint(benchmark: Any, optimizer: str, tmp_path: Path) -> None:
+    """How long the training thread is held up by a checkpoint. It is written meanwhile."""
+    session, _ = session_of(100, optimizer)
+    benchmark.extra_info.update(threads=torch.get_num_threads(), optimizer=optimizer)
+    writing: list[Any] = []
+
+    def settled() -> None:
+        while writing:
+            shutil.rmtree(writing.pop().result())
+
+    benchmark.pedantic(
+        lambda: writing.append(session.save(tmp_path / "kept")), setup=settled, rounds=3)
+    settled()
     session.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -296,19 +296,30 @@ def _train_control(
     return recorder
 
 
+_COURSE = ("seed", "model", "data", "train", "growth")
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(config, dict):
+        yield prefix, config
+        return
+    for key, value in config.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def _to_resume(config: RunConfig, run: Path) -> tuple[Path, Path]:
     """(folder of the run, its checkpoint) that `run` names, if it was a run of `config`."""
     folder = run if (run / "run.json").exists() else run.parent.parent
     before = read_info(folder).config
     now = config.model_dump(mode="json")
     # What decides the course of the run; how long it lasts and where it is kept may change.
-    now["train"]["epochs"] = before.get("train", {}).get("epochs")
-    for part in ("seed", "model", "data", "train", "growth"):
-        if before.get(part) != now[part]:
-            raise ConfigError(
-                f"{folder} is a run of another configuration: {part} was {before.get(part)}, and "
-                f"is {now[part]}; give the file as it was, or start a new run"
-            )
+    old, new = (
+        {k: v for k, v in _flat(config) if k.partition(".")[0] in _COURSE and k != "train.epochs"}
+        for config in (before, now))
+    if odd := [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]:
+        shown = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in odd)
+        raise ConfigError(f"{folder} is a run of another configuration: {shown}; give the file as "
+                          "it was, or start a new run")
     if run != folder:
         return folder, run
     kept = checkpoints_in(folder / CHECKPOINTS)
