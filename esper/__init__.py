@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from esper.rpc.address import open_library as open_library
     from esper.slowtrack import SlowTrack as SlowTrack
     from esper.tamiyo.heuristic import HeuristicPolicy as HeuristicPolicy
+    from esper.tolaria.keeper import Checkpoints as Checkpoints
     from esper.tolaria.session import Session as Session
     from esper.tolaria.trainer import Trainer as Trainer
 
 _LAZY = {
+    "Checkpoints": "esper.tolaria.keeper:Checkpoints",
     "HeuristicPolicy": "esper.tamiyo.heuristic:HeuristicPolicy",
     "Session": "esper.tolaria.session:Session",
     "SlowTrack": "esper.slowtrack:SlowTrack",

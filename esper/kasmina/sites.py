@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import SiteError
+from esper.kasmina.rng import rng_state, set_rng_state
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 
 MIN_CHANNELS = 4
@@ -74,13 +75,15 @@ def first_tensor(output: Any) -> Tensor | None:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no_grad inside; training flags and random state as before afterwards."""
+    """Eval mode and no_grad inside; training flags and random states as before afterwards."""
     modes = {m: m.training for m in model.modules()}
-    with torch.random.fork_rng(), torch.no_grad():
+    random_state = rng_state()
+    with torch.no_grad():
         model.eval()
         try:
             yield
         finally:
+            set_rng_state(random_state)
             for module, mode in modes.items():
                 module.training = mode
 

@@ -43,7 +43,9 @@ def take(session: Session) -> Callable[[Path], Path]:
     when it was last known to be good, which is what a rollback goes back to.
     """
     names, snapshot = session.parts.names(), session._snapshot
-    now, taken = Snapshot(session.parts), time.time()
+    now, taken = Snapshot(session.parts, (), session._spare), time.time()
+    # Kept for the next checkpoint, but on a GPU, where fresh memory costs nothing and is scarce.
+    session._spare = now if all(t.device.type == "cpu" for t in now.tensors) else None
     pairs: Pairs = []
     registered = {n: mirror(None, part.state_dict(), pairs) for n, part in
                   session._stateful.items()}
@@ -63,15 +65,16 @@ def take(session: Session) -> Callable[[Path], Path]:
     write_it = partial(
         write_checkpoint, state=state, tensors=tensors, run_id=session.run_id,
         step=session.growth.step, epoch=session.growth.epoch, taken=taken)
-    if session._as_captured:
-        return write_it
-    snapshot.lent = True
+    lent = (now,) if session._as_captured else (now, snapshot)
+    for held in lent:
+        held.lent = True
 
     def write(path: Path) -> Path:
         try:
             return write_it(path)
         finally:
-            snapshot.lent = False
+            for held in lent:
+                held.lent = False
 
     return write
 

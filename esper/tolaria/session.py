@@ -5,7 +5,7 @@
         for batch in loader:
             loss = loss_fn(model, batch)
             loss.backward(); optimizer.step(); optimizer.zero_grad()
-            session.step(loss)      # the last thing of a step
+            session.step(loss)  # the last thing of a step
         session.epoch()
     session.close()
 
@@ -162,6 +162,7 @@ class Session:
             self.observers.append(self._link.outgoing)
         self._snapshot = Snapshot(self.parts, self._on_their_way())
         self._as_captured = True  # nothing happened since the snapshot
+        self._spare: Snapshot | None = None  # memory for the next checkpoint
 
     @classmethod
     def resume(
