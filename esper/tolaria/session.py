@@ -250,7 +250,6 @@ class Session:
         started = time.perf_counter()
         self.growth.roll_back(reason)
         self._snapshot.restore(self.parts)
-        self._surgeon.watch_warm_up()
         self._losses.forget()
         self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
                             body={"run_id": self.run_id, "reason": reason,

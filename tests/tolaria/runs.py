@@ -95,7 +95,7 @@ class Run:
         }
         self.losses: list[str] = []
         self.states: list[tuple[str, ...]] = []
-        self.kill_at, self.said = -1, False
+        self.kill_at, self.nan_at, self.said = -1, -1, False
         self.session: Session
         with ready_kernels():
             if resume is None:
@@ -120,6 +120,9 @@ class Run:
             if self.said:
                 print(self.losses[-1], flush=True)
             self.states.append(tuple(s.state for s in self.session.growth.sites.values()))
+            if self.session.growth.step == self.nan_at:
+                self.nan_at = -1  # once
+                return loss * float("nan")
         return loss
 
     def go(self, epochs: int = EPOCHS) -> Run:
