@@ -24,7 +24,8 @@ class Average:
 
     def __init__(self, growth: Growth, average: nn.Module) -> None:
         inner = getattr(average, "module", None)
-        self._module = inner if isinstance(inner, nn.Module) else average
+        copied = inner if isinstance(inner, nn.Module) else average
+        self._module: nn.Module = getattr(copied, "_orig_mod", copied)  # behind torch.compile
         self._growth = growth
         ours = {n: p.shape for n, p in growth.model.named_parameters()}
         theirs = {n: p.shape for n, p in self._module.named_parameters()}
@@ -36,9 +37,9 @@ class Average:
         self._copies: dict[Seed, Seed] = {}
         by_number = {s.number: s for s in growth.fossils() + growth.active()}
         for module in self._module.modules():
-            for copied in taken_up(module):
-                if copied.number in by_number:
-                    self._copies[by_number[copied.number]] = copied
+            for seed in taken_up(module):
+                if seed.number in by_number:
+                    self._copies[by_number[seed.number]] = seed
         self.follow()
 
     def moved(self, transition: Transition) -> None:

@@ -127,8 +127,8 @@ class Session:
             raise ContractError(f"{reason}; train with another optimizer, or without a library, "
                                 "guarded but not grown")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.parts = Parts(model, optimizer, scheduler, scaler, ema)
         self.growth = growth_of(model)
+        self.parts = Parts(self.growth.model, optimizer, scheduler, scaler, ema)
         self.growth.reproducible = reproducible
         self.policy: Policy = policy if policy is not None else HeuristicPolicy()
         self.run_id = run_id or new_id("run")

@@ -20,8 +20,8 @@ from esper.tolaria.trees import Pairs, copy_all, mirror
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run consists of besides its growth. `scaler` is a GradScaler, `ema` a module that
-    averages the model's weights."""
+    """What a run consists of besides its growth. `model` is the model as it was written, not what
+    torch.compile made of it; `scaler` a GradScaler, `ema` a module that averages the weights."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -30,12 +30,13 @@ class Parts:
     ema: nn.Module | None = None
 
     def names(self) -> dict[Tensor, str]:
-        """Every parameter and buffer under one name; what is shared has its first one."""
+        """Every parameter and buffer under one name; what is shared has its first one. A compiled
+        average has the names of a plain one."""
         found: dict[Tensor, str] = {}
         for prefix, module in (("model", self.model), ("ema", self.ema)):
             if module is not None:
                 for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                    found.setdefault(tensor, f"{prefix}.{name}")
+                    found.setdefault(tensor, f"{prefix}.{name.replace('_orig_mod.', '')}")
         return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import esper
@@ -23,6 +26,7 @@ from esper.leyline.command import Action
 from esper.leyline.lifecycle import SeedState
 from esper.tolaria.measure import counterfactual_gain, mean_loss, site_scores
 from esper.tolaria.optimizer import OptimizerSurgeon
+from esper.urza.library import LocalLibrary
 from tests.csrc.pair import CHANNELS, PairLoader
 from tests.support import ReadyLoader, command, germinate, to_full
 
@@ -306,3 +310,49 @@ def test_hooks_on_saved_tensors() -> None:
         grads.append([p.grad.clone() for p in params])
     for plain, moved in zip(*grads, strict=True):
         assert torch.equal(plain, moved)
+
+
+def test_a_checkpoint_of_a_compiled_host_resumes_in_a_compiled_and_in_an_eager_one(
+    tmp_path: Path
+) -> None:
+    def session_of(backend: str | None, resume: bool) -> tuple[Run, esper.Session]:
+        run = Run(backend)
+        average = AveragedModel(run.model)
+        make = esper.Session if not resume else partial(esper.Session.resume, tmp_path / "kept")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("esper.tolaria.library.Loader", lambda library: PairLoader())
+            session = make(run.model, run.optimizer, loss_fn=loss_fn, holdout=[batch()],
+                           library=LocalLibrary(tmp_path / "library"), ema=average)
+        return run, session
+
+    def train(run: Run, session: esper.Session, steps: int) -> None:
+        for _ in range(steps):
+            run.optimizer.zero_grad()
+            loss = loss_fn(run.model, batch())
+            loss.backward()
+            run.optimizer.step()
+            session.parts.ema.update_parameters(run.growth.model)  # type: ignore[union-attr, operator]
+            session.step(loss)
+            run.losses.append(float(loss.detach()))
+
+    run, session = session_of("aot_eager", resume=False)
+    for site, ahead in (("2", True), ("3", False)):
+        run.growth.obey(command(Action.GERMINATE, site), PairLoader())  # type: ignore[arg-type]
+        train(run, session, 3)
+        if ahead:
+            run.growth.obey(command(Action.ADVANCE, site))
+            train(run, session, 2)
+    session.save(tmp_path / "kept").result()
+    train(run, session, 6)
+    ema = {n.replace("_orig_mod.", ""): p for n, p in
+           session.parts.ema.named_parameters()}  # type: ignore[union-attr]
+    session.close()
+    for backend in ("aot_eager", None):
+        again, resumed = session_of(backend, resume=True)
+        assert [s.state for s in again.growth.active()] == ["STABILIZATION", "TRAINING"]
+        train(again, resumed, 6)
+        torch.testing.assert_close(again.losses, run.losses[-6:], rtol=1e-4, atol=1e-4)
+        assert resumed.parts.ema is not None
+        for name, p in resumed.parts.ema.named_parameters():
+            torch.testing.assert_close(p, ema[name.replace("_orig_mod.", "")], rtol=1e-4, atol=1e-4)
+        resumed.close()
