@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.kasmina.runner import GRAFTING, TRAINING
 from esper.leyline.blueprint import BlueprintIR
+from esper.leyline.mode import GRAFTING, TRAINING
 from esper.leyline.reference import blend, function
 from esper.leyline.signature import SiteSignature
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from esper.karn.templates import templates_for
 from esper.kasmina.plain_form import PlainForm
-from esper.kasmina.runner import FULL, GRAFTING, TRAINING, PlainRunner
+from esper.kasmina.runner import PlainRunner
+from esper.leyline.mode import FULL, GRAFTING, TRAINING
 from esper.leyline.reference import apply, initial_parameters
 from esper.leyline.signature import SiteKind, SiteSignature
 from tests.support import bottleneck

@@ -30,19 +30,12 @@ from tests.tolaria.test_session import batches, loss_fn
 ROOT = Path(esper.__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Path]]:
+def whole(
+    _one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, list[Path]]:
     """A run that nothing interrupts, and a checkpoint after each of its steps and epochs."""
     folder = tmp_path_factory.mktemp("whole")
-    torch.set_num_threads(1)
     run = Run(folder / "library", folder / "kept").go()
     assert run.session.checkpoints is not None and not run.session.checkpoints.left_out
     return run, checkpoints_in(folder / "kept")
