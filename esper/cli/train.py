@@ -244,7 +244,8 @@ def _train_grown(
                              view, run_log, growth)
         options: dict[str, Any] = {
             "loss_fn": cross_entropy, "holdout": list(Batches(data.holdout, EVAL_BATCH)),
-            "library": library, "run_id": info.run_id, "policy": _policy(config), "lr_scale": config.growth.lr_scale,
+            "library": library, "run_id": info.run_id, "policy": _policy(config),
+            "lr_scale": config.growth.lr_scale,
             "warm_up": config.growth.warm_up, "reproducible": config.growth.reproducible,
             "checkpoints": Checkpoints(run_log.folder / CHECKPOINTS,
                                        **config.checkpoint.model_dump()),

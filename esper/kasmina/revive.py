@@ -36,8 +36,9 @@ from esper.leyline.signature import SiteSignature
 
 class SeedRecord(Contract):
     """One seed. `manifest` and `ir` are None for one whose kernel had not been opened yet: the
-    command that germinated it was in flight. `drift` is a sample not looked at yet, `sampling` that
-    one was asked for; `failure` what its kernel broke with."""
+    command that germinated it was in flight. `last_drift` is the last sample that was looked at,
+    `drift` one that was not yet, `sampling` that one was asked for; `failure` what its kernel broke
+    with."""
 
     number: int
     kernel_id: str
@@ -51,6 +52,7 @@ class SeedRecord(Contract):
     epochs_in_state: int
     manifest: Manifest | None
     ir: BlueprintIR | None
+    last_drift: float | None
     drift: float | None
     sampling: bool
     failure: str
@@ -104,7 +106,8 @@ def _describe(seed: Seed) -> SeedRecord:
         trace_id=seed.trace_id, state=seed.state, alpha=seed.alpha, schedule=schedule,
         graft_steps=seed.graft_steps, grafted=seed.grafted, epochs_in_state=seed.epochs_in_state,
         manifest=seed.kernel.manifest if seed.kernel is not None else None,
-        ir=seed.kernel.ir if seed.kernel is not None else None, drift=drift, sampling=sampling,
+        ir=seed.kernel.ir if seed.kernel is not None else None, last_drift=seed.drift, drift=drift,
+        sampling=sampling,
         failure=str(seed.failure or ""), failure_told=seed.failure_told,
     )
 
@@ -165,6 +168,7 @@ def _revive(site: Site, record: SeedRecord, loader: Loader | None) -> Seed:
     )
     seed.state, seed.alpha, seed.grafted = record.state, record.alpha, record.grafted
     seed.epochs_in_state, seed.failure_told = record.epochs_in_state, record.failure_told
+    seed.drift = record.last_drift
     if record.manifest is None or record.ir is None:
         if record.state is not SeedState.GERMINATED:
             raise CheckpointError(f"the seed at {site.name!r} is {record.state} without a kernel")

@@ -43,7 +43,7 @@ from esper.tamiyo.state import Catalog, Decision, Policy, SiteStatus, SystemStat
 from esper.tolaria.ema import Average
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
-from esper.tolaria.losses import LossWatch
+from esper.tolaria.losses import LossWatch, look_every
 from esper.tolaria.measure import LossFn, mean_loss, survey
 from esper.tolaria.optimizer import OptimizerSurgeon, why_not
 from esper.tolaria.resume import Stateful, restore, take
@@ -146,7 +146,7 @@ class Session:
         self._average = Average(self.growth, ema) if ema is not None else None
         if self._average is not None:
             self.growth.observers.append(self._average.moved)
-        self._losses = LossWatch(explosion, 1 if _device(model) == "cpu" else 20)
+        self._losses = LossWatch(explosion, look_every(model))
         self._train_losses: list[float] = []
         self._holdout_losses: list[float] = []
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
@@ -395,7 +395,3 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _device(model: nn.Module) -> str:
-    return next((p.device.type for p in model.parameters()), "cpu")
