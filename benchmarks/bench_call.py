@@ -36,11 +36,12 @@ from esper.kasmina.artifact import read_artifact
 from esper.kasmina.sites import Found
 from esper.kasmina.slot import Slot
 from esper.leyline.artifact import Pipeline
+from esper.leyline.mode import FULL
 from esper.leyline.reference import initial_parameters
 from esper.leyline.signature import SiteKind, SiteSignature
 
 CHANNELS, BATCHES, ROUNDS = 64, (1, 16, 128, 1024), 40
-GRAFTING_ALPHA, FULL = 0.5, 2
+GRAFTING_ALPHA = 0.5
 OURS = {"seed": "esper", "kernel": "esper, kernel with parameters", "slot": "esper, slot"}
 PEERS = {"custom_op": "torch.library.custom_op", "function": "torch.autograd.Function"}
 RUNNER = {"raw": "torch's runner", "direct": "direct from C++"}

@@ -97,10 +97,9 @@ PYBIND11_MODULE(_C, m) {
       .def("__call__", &RunningSeed::Call, py::arg("h"), NoGil())
       .def_property_readonly("kernel", [](const RunningSeed& seed) { return seed.kernel; })
       .def("set", [](RunningSeed& seed, double alpha, int64_t mode) {
-             const esper::Mode value = ToMode(mode);
-             seed.Set(alpha, &value);
+             seed.Set(alpha, ToMode(mode));
            }, py::arg("alpha"), py::arg("mode"))
-      .def("off", [](RunningSeed& seed) { seed.Set(0.0, nullptr); })
+      .def("off", &RunningSeed::Off)
       .def_property_readonly("failure", &RunningSeed::failure)
       .def("ask_for_drift", &RunningSeed::AskForDrift)
       .def("take_drift", [](RunningSeed& seed) -> py::object {

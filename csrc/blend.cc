@@ -15,28 +15,17 @@
 #include <ATen/ops/lerp.h>
 #include <ATen/ops/mul.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include "blend_kernels.h"
+#include "plain.h"
 
 namespace esper {
 namespace {
 
 namespace ag = torch::autograd;
-
-// Neither a subclass in Python, nor traced or transformed, nor a lazy negation or zero: its memory
-// holds its values.
-bool IsPlain(const at::Tensor& tensor) {
-  using Key = c10::DispatchKey;
-  constexpr c10::DispatchKeySet kOther{
-      Key::Python,           Key::Functionalize, Key::FuncTorchBatched, Key::Batched,
-      Key::FuncTorchGradWrapper, Key::Negative,  Key::ZeroTensor};
-  return !tensor.key_set().has_any(kOther) && !c10::impl::dispatch_mode_enabled() &&
-         !ag::isFwGradDefined(tensor);
-}
 
 bool HasFastPath(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -106,6 +95,8 @@ bool MayWriteInto(const at::Tensor& s, const at::Tensor& h) {
 }
 
 // Nothing is saved: the gradients are multiples of the one that comes in.
+//
+// Invariant: alpha is fixed before the graph is seen by anyone, so any thread may call apply.
 struct BlendNode : ag::Node {
   std::string name() const override { return "EsperBlendBackward"; }
 

@@ -90,7 +90,7 @@ class Cache {
       if (is_new) place->second = std::make_shared<Flight>();
       flight = place->second;
       mine = is_new;
-      while (!mine && !flight->done) lock.Wait(landed_);
+      while (!mine && Flies(key, flight)) lock.Wait(landed_);
     }
     if (mine) Fly(key, load, *flight);
     if (flight->error) std::rethrow_exception(flight->error);
@@ -132,8 +132,7 @@ class Cache {
     uint64_t bytes;
   };
   using Order = std::list<Entry>;
-  struct Flight {
-    bool done = false;  // guarded by mutex_; the rest is written before and read after
+  struct Flight {  // written by who loads, before it leaves loading_; read by others after that
     Pointer value;
     std::exception_ptr error;
   };
@@ -157,6 +156,12 @@ class Cache {
     Increase(hits_, 1);
     lru_.splice(lru_.begin(), lru_, place->second);
     return place->second->value;
+  }
+
+  bool Flies(const std::string& key, const std::shared_ptr<Flight>& flight) const
+      ESPER_REQUIRES(mutex_) {
+    const auto place = loading_.find(key);
+    return place != loading_.end() && place->second == flight;
   }
 
   void Fly(const std::string& key, const Load& load, Flight& flight) ESPER_EXCLUDES(mutex_) {
@@ -185,7 +190,6 @@ class Cache {
       }
       if (flight.error) Increase(failures_, 1);
       loading_.erase(key);
-      flight.done = true;
     }
     landed_.notify_all();
   }

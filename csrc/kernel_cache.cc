@@ -2,64 +2,69 @@
 
 #include <algorithm>
 #include <chrono>
-#include <mutex>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include <pthread.h>
 #include <unistd.h>
+
+#include "fork.h"
 
 namespace esper {
 
 // All caches of the process, for fork(2): a child must not inherit a mutex that another thread
 // of the parent held at that moment.
+//
+// Invariants: a cache is in `caches` for as long as any thread may hold a mutex of its. From before
+// a fork until after it, all of these mutexes are held, taken in the order in which they are taken
+// elsewhere, too.
+//
+// Thread-safe by its mutex. The handlers are beyond the analysis: they lock in a loop, and from one
+// function to another.
 struct ForkGuard {
-  static std::mutex& mutex() {
-    static auto* const the = new std::mutex;  // never destroyed: fork may come late
-    return *the;
-  }
-  static std::vector<KernelCache*>& caches() {
-    static auto* const the = new std::vector<KernelCache*>;
+  Mutex mutex;
+  std::vector<KernelCache*> caches ESPER_GUARDED_BY(mutex);
+
+  static ForkGuard& The() {
+    static auto* const the = new ForkGuard;  // never destroyed: fork may come late
+    static const bool guarded = (AtFork(&Before, &InParent, &InChild), true);
+    static_cast<void>(guarded);
     return *the;
   }
 
-  static void Add(KernelCache* cache) {
-    static const int installed = pthread_atfork(&Before, &InParent, &InChild);
-    if (installed != 0) throw std::runtime_error("pthread_atfork failed: no memory is left");
-    const std::lock_guard<std::mutex> lock(mutex());
-    caches().push_back(cache);
+  void Add(KernelCache* cache) ESPER_EXCLUDES(mutex) {
+    const Locked lock(mutex);
+    caches.push_back(cache);
   }
-  static void Remove(KernelCache* cache) {
-    const std::lock_guard<std::mutex> lock(mutex());
-    std::erase(caches(), cache);
+  void Remove(KernelCache* cache) ESPER_EXCLUDES(mutex) {
+    const Locked lock(mutex);
+    std::erase(caches, cache);
   }
 
-  // In the order in which they are taken elsewhere, too. A loop of locks is beyond the analysis.
   static void Before() ESPER_UNCHECKED {
-    mutex().lock();
-    for (auto* const cache : caches()) {
+    The().mutex.Lock();
+    for (auto* const cache : The().caches) {
       cache->mutex_.Lock();
       cache->pool_.BeforeFork();
       cache->cache_.BeforeFork();
     }
   }
   static void InParent() ESPER_UNCHECKED {
-    for (auto* const cache : caches()) {
+    for (auto* const cache : The().caches) {
       cache->cache_.AfterForkInParent();
       cache->pool_.AfterForkInParent();
       cache->mutex_.Unlock();
     }
-    mutex().unlock();
+    The().mutex.Unlock();
   }
   static void InChild() ESPER_UNCHECKED {
-    for (auto* const cache : caches()) {
+    for (auto* const cache : The().caches) {
       cache->cache_.AfterForkInChild();
       cache->pool_.AfterForkInChild();
       cache->reading_.clear();
       cache->mutex_.Unlock();
     }
-    mutex().unlock();
+    The().mutex.Unlock();
   }
 };
 
@@ -98,10 +103,13 @@ template class Pending<KernelCache::Kernel>;
 
 KernelCache::KernelCache(uint64_t max_bytes, uint64_t max_count, size_t threads)
     : cache_(max_bytes, max_count), pool_(std::max<size_t>(threads, 1)) {
-  ForkGuard::Add(this);
+  ForkGuard::The().Add(this);
 }
 
-KernelCache::~KernelCache() { ForkGuard::Remove(this); }
+KernelCache::~KernelCache() {
+  pool_.Close();  // whose threads take the mutexes
+  ForkGuard::The().Remove(this);
+}
 
 std::shared_ptr<Pending<KernelCache::Sealed>> KernelCache::Read(const std::string& path,
                                                                 const std::string& digest) {

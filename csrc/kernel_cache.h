@@ -15,7 +15,11 @@
 
 namespace esper {
 
-// What a pool's thread is at work on. Thread-safe. Wait is to be called without Python's lock.
+// What a pool's thread is at work on.
+//
+// Invariant: its result is set once, by the thread at work, which is one of the process `owner_`.
+//
+// Thread-safe. Wait is to be called without Python's lock.
 template <typename T>
 class Pending {
  public:
@@ -39,6 +43,11 @@ class Pending {
 // itself: Read takes it into memory and checks its digest, Open opens the code. Both run on the
 // cache's own threads, which never need Python's lock, and both happen once however many ask at
 // a time. What was read is gone when the last who asked for it lets go of it.
+//
+// Invariants: a kernel in the cache is of the artifact whose digest is its key. `reading_` holds
+// what is being read or is still in somebody's hands, by digest and path. Where more than one of
+// the mutexes is held, they were taken in the order mutex_, the pool's, the cache's; kernels and
+// artifacts are destroyed under none of them.
 //
 // Thread-safe. Find never waits for a load.
 class KernelCache {

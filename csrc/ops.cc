@@ -20,8 +20,6 @@
 #include <utility>
 #include <vector>
 
-#include <pthread.h>
-
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -35,6 +33,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
+#include "fork.h"
+#include "plain.h"
 #include "slot.h"
 #include "thread_annotations.h"
 
@@ -65,7 +65,7 @@ class Trips {
  public:
   static Trips& The() {
     static auto* const the = new Trips;  // never destroyed: tickets may outlive everything
-    static const int guarded = pthread_atfork(&BeforeFork, &AfterFork, &AfterFork);
+    static const bool guarded = (AtFork(&BeforeFork, &AfterFork, &AfterFork), true);
     static_cast<void>(guarded);
     return *the;
   }
@@ -185,6 +185,8 @@ std::tuple<at::Tensor, at::Tensor> SlotForward(const at::Tensor& h, int64_t numb
       if (training) continue;
       seed->MeasureDrift(in, forward.out);
       x = forward.out.to(h.scalar_type());
+    } catch (const CallerError&) {
+      throw;
     } catch (const python_error&) {
       throw;
     } catch (const std::exception& e) {
@@ -208,7 +210,7 @@ std::tuple<at::Tensor, at::Tensor> SlotBackward(const at::Tensor& grad, const at
         for (size_t i = 0; i < saved.size(); ++i) {
           if (leg->is_h[i]) saved[i] = h.contiguous();
         }
-        g = leg->seed->Backward(std::move(saved), g, leg->how.alpha, leg->how.mode);
+        g = leg->seed->Backward(saved, g, leg->how.alpha, leg->how.mode);
       } catch (const python_error&) {
         throw;
       } catch (const std::exception& e) {
@@ -258,8 +260,17 @@ struct SlotNode : torch::autograd::Function<SlotNode> {
   }
 };
 
+// Under a transform of torch.func nothing may be behind the slot: what is compiled cannot follow.
+at::Tensor SlotTransformed(const at::Tensor& h, const std::optional<at::Tensor>&, int64_t number) {
+  for (const auto& seed : *SeedsOf(number)) {
+    if (seed->how().on) RefuseTransformed();
+  }
+  return h.clone();
+}
+
 at::Tensor SlotAutograd(const at::Tensor& h, const std::optional<at::Tensor>& anchor,
                         int64_t number) {
+  if (IsWrapped(h)) return SlotTransformed(h, anchor, number);
   const bool anchored = anchor.has_value() && anchor->defined() && anchor->requires_grad();
   if (at::GradMode::is_enabled() && (h.requires_grad() || anchored)) {
     return SlotNode::apply(h, anchor, number);
@@ -288,3 +299,4 @@ TORCH_LIBRARY_IMPL(esper, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(esper, Autograd, m) { m.impl("slot", &esper::SlotAutograd); }
+TORCH_LIBRARY_IMPL(esper, FuncTorchBatched, m) { m.impl("slot", &esper::SlotTransformed); }

@@ -1,6 +1,8 @@
 #include "running_seed.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
@@ -14,8 +16,15 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "fork.h"
+#include "plain.h"
+
 namespace esper {
 namespace {
+
+constexpr int kModeShift = 62;
+constexpr uint64_t kAlphaBits = (uint64_t{1} << kModeShift) - 1;
+constexpr uint64_t kOff = uint64_t{3} << kModeShift;  // which is no mode
 
 int64_t VersionOf(const at::Tensor& tensor) {
   return !tensor.defined() || tensor.is_inference() ? 0 : tensor._version();
@@ -57,7 +66,7 @@ const Tensors& Kept::Get() const {
 }
 
 RunningSeed::RunningSeed(c10::intrusive_ptr<SeedKernel> kernel, Tensors params)
-    : kernel(std::move(kernel)), params(std::move(params)) {
+    : kernel(std::move(kernel)), params(std::move(params)), how_(kOff) {
   for (const auto& param : this->params) {
     TORCH_CHECK_VALUE(param.is_leaf(),
                       "a seed's parameter is the result of an operation; pass the parameters "
@@ -65,23 +74,29 @@ RunningSeed::RunningSeed(c10::intrusive_ptr<SeedKernel> kernel, Tensors params)
   }
 }
 
-void RunningSeed::Set(double alpha, const Mode* mode) {
-  const Locked lock(mutex_);
-  how_ = {mode != nullptr, alpha, mode != nullptr ? *mode : Mode::kFull};
+void RunningSeed::Set(double alpha, Mode mode) {
+  TORCH_CHECK_VALUE(alpha >= 0.0 && alpha <= 1.0, "alpha is ", alpha,
+                    "; it must be within 0 and 1");
+  how_ = std::bit_cast<uint64_t>(std::abs(alpha)) | static_cast<uint64_t>(mode) << kModeShift;
 }
 
+void RunningSeed::Off() { how_ = kOff; }
+
 RunningSeed::How RunningSeed::how() const {
-  const Locked lock(mutex_);
-  return {how_.on && failure_.empty(), how_.alpha, how_.mode};
+  const uint64_t how = how_;
+  if (how == kOff || failed_) return {false, 0.0, Mode::kFull};
+  return {true, std::bit_cast<double>(how & kAlphaBits), static_cast<Mode>(how >> kModeShift)};
 }
 
 void RunningSeed::Fail(const std::string& why) {
-  const Locked lock(mutex_);
+  const ForkSafe lock(mutex_);
   if (failure_.empty()) failure_ = why.empty() ? "unknown" : why;
+  failed_ = true;
 }
 
 std::string RunningSeed::failure() const {
-  const Locked lock(mutex_);
+  if (!failed_) return {};
+  const ForkSafe lock(mutex_);
   return failure_;
 }
 
@@ -90,12 +105,12 @@ void RunningSeed::MeasureDrift(const at::Tensor& h, const at::Tensor& out) {
   at::AutoDispatchBelowADInplaceOrView below;
   at::AutoGradMode no_grad(false);
   at::Tensor drift = at::linalg_vector_norm(out - h) / at::linalg_vector_norm(h);
-  const Locked lock(mutex_);
-  drift_ = std::move(drift);
+  const ForkSafe lock(mutex_);
+  std::swap(drift_, drift);  // the one before goes after the lock
 }
 
 at::Tensor RunningSeed::TakeDrift() {
-  const Locked lock(mutex_);
+  const ForkSafe lock(mutex_);
   return std::exchange(drift_, at::Tensor());
 }
 
@@ -109,9 +124,11 @@ at::Tensor RunningSeed::Call(const at::Tensor& h) {
       if (std::any_of(params.begin(), params.end(), RequiresGrad)) Learn(h);
       return h;
     }
-    at::Tensor out = kernel->Run(h, params, how.alpha, how.mode);
+    at::Tensor out = kernel->Run(h, params, how.alpha, how.mode, shared_from_this());
     if (how.mode != Mode::kTraining) MeasureDrift(h, out);
     return out;
+  } catch (const CallerError&) {
+    throw;
   } catch (const python_error&) {
     throw;
   } catch (const std::exception& e) {
@@ -125,7 +142,7 @@ at::Tensor RunningSeed::CopyOf(const at::Tensor& h) {
   if (!h.is_cpu()) return at::empty(h.sizes(), options).copy_(h);  // torch's allocator keeps it
   at::Tensor copy;
   {
-    const Locked lock(mutex_);
+    const ForkSafe lock(mutex_);
     copy = std::move(copy_);
   }
   // Nobody else may still read it: this is the only reference to the tensor, and the tensor's the
@@ -134,12 +151,14 @@ at::Tensor RunningSeed::CopyOf(const at::Tensor& h) {
                     copy.sizes() == h.sizes();
   if (!free) copy = at::empty(h.sizes(), options);
   copy.copy_(h);
-  const Locked lock(mutex_);
-  copy_ = copy;
+  at::Tensor kept = copy;
+  const ForkSafe lock(mutex_);
+  std::swap(copy_, kept);  // the one before goes after the lock
   return copy;
 }
 
 void RunningSeed::Learn(const at::Tensor& h) {
+  CheckUntransformed(h, params);  // before anything is made that would be a part of a transform
   struct Lesson {
     std::shared_ptr<RunningSeed> seed;
     Kept saved;
@@ -155,10 +174,7 @@ void RunningSeed::Learn(const at::Tensor& h) {
     lesson->saved = Kept(RunSeedForward(*kernel, copy, params, 1.0, true).saved);
   }
   h.register_hook([lesson](const at::Tensor& grad) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "a second derivative was asked for (create_graph=True) through a compiled seed; "
-                "its backward is compiled too and has no derivative. Leave create_graph off, or "
-                "cull the seed first");
+    CheckFirstDerivative();
     if (!AccumulatesHere()) return;
     try {
       TORCH_CHECK(!lesson->over,
@@ -178,15 +194,15 @@ void RunningSeed::Learn(const at::Tensor& h) {
   });
 }
 
-at::Tensor RunningSeed::Backward(Tensors saved, const at::Tensor& grad, double alpha, Mode mode) {
+at::Tensor RunningSeed::Backward(const Tensors& saved, const at::Tensor& grad, double alpha, Mode mode) {
   at::AutoGradMode no_grad(false);
   std::vector<bool> needs(params.size() + 1, true);
   const bool accumulates = AccumulatesHere();
   for (size_t i = 1; i < needs.size(); ++i) {
     needs[i] = accumulates && params[i - 1].requires_grad();
   }
-  Tensors found = RunSeedBackward(*kernel, std::move(saved), grad.to(kernel->dtype()), alpha,
-                                  mode, needs);
+  Tensors found =
+      RunSeedBackward(*kernel, saved, grad.to(kernel->dtype()), alpha, mode, needs);
   for (size_t i = 1; i < needs.size(); ++i) {
     if (found[i].defined()) Accumulate(params[i - 1], std::move(found[i]));
   }

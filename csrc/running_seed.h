@@ -33,33 +33,34 @@ class Kept {
 // kernel threw lets tensors pass from then on.
 //
 // Thread-safe. No method that runs a kernel may be called with the GIL held.
-class RunningSeed : public std::enable_shared_from_this<RunningSeed> {
+class RunningSeed : public FailureSink, public std::enable_shared_from_this<RunningSeed> {
  public:
   // Throws c10::ValueError for a parameter that is no leaf: its gradient could not be kept.
   RunningSeed(c10::intrusive_ptr<SeedKernel> kernel, Tensors params);
 
-  // A null mode switches the seed off.
-  void Set(double alpha, const Mode* mode) ESPER_EXCLUDES(mutex_);
+  // Throws c10::ValueError for an alpha outside of [0, 1].
+  void Set(double alpha, Mode mode);
+  void Off();
 
   struct How {
     bool on;
     double alpha;
     Mode mode;
   };
-  How how() const ESPER_EXCLUDES(mutex_);
+  How how() const;
 
   // The site's output `h`, changed by the seed; `h` itself where it has no influence, and where
-  // the kernel fails. One node of the autograd graph, but for a seed in TRAINING beside a host
-  // that learns, see Learn. Errors that are Python's own (a hook on saved tensors that stops a
-  // recomputation, say) pass through.
+  // the kernel fails, then or in the backward. One node of the autograd graph, but for a seed in
+  // TRAINING beside a host that learns, see Learn. CallerError passes through, and so do errors
+  // that are Python's own (a hook on saved tensors that stops a recomputation, say).
   at::Tensor Call(const at::Tensor& h) ESPER_EXCLUDES(mutex_);
 
   // Adds the gradients of the parameters to their `.grad`, as autograd's own accumulation does,
   // and returns that of the seed's input; `grad` and what is returned are of the caller's type.
   // `saved` comes from a forward in the same mode and alpha.
-  at::Tensor Backward(Tensors saved, const at::Tensor& grad, double alpha, Mode mode);
+  at::Tensor Backward(const Tensors& saved, const at::Tensor& grad, double alpha, Mode mode);
 
-  void Fail(const std::string& why) ESPER_EXCLUDES(mutex_);  // the first one is kept
+  void Fail(const std::string& why) override ESPER_EXCLUDES(mutex_);  // the first one is kept
   std::string failure() const ESPER_EXCLUDES(mutex_);        // empty: none
 
   // Asks for |out - h| / |h| of the next forward; the answer is taken once, undefined till then.
@@ -77,8 +78,12 @@ class RunningSeed : public std::enable_shared_from_this<RunningSeed> {
   void Learn(const at::Tensor& h) ESPER_EXCLUDES(mutex_);
   at::Tensor CopyOf(const at::Tensor& h) ESPER_EXCLUDES(mutex_);
 
-  mutable Mutex mutex_;
-  How how_ ESPER_GUARDED_BY(mutex_){false, 0.0, Mode::kFull};
+  // Alpha, whose two highest bits are never set, for it is within 0 and 1, with how it is to be run
+  // in their place. Read by every call, and so without a lock that a forked child could inherit.
+  std::atomic<uint64_t> how_;
+  std::atomic<bool> failed_{false};
+
+  mutable Mutex mutex_;  // taken by ForkSafe only
   std::string failure_ ESPER_GUARDED_BY(mutex_);
   at::Tensor drift_ ESPER_GUARDED_BY(mutex_);
   at::Tensor copy_ ESPER_GUARDED_BY(mutex_);  // Learn's last copy, written again once it is free

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <utility>
 
 #include <ATen/autocast_mode.h>
@@ -15,7 +16,8 @@
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cuda.h>
 #endif
 
-#include "linker.h"
+#include "fork.h"
+#include "plain.h"
 #include "seed_node.h"
 
 namespace esper {
@@ -61,20 +63,25 @@ at::Device WithIndex(at::Device device) {
 // A shared library that Inductor compiled.
 class CompiledHalf : public Half {
  public:
-  CompiledHalf(const std::string& path, const at::Device& device) {
-    const LinkerLock no_fork;
+  CompiledHalf(const std::string& path, const at::Device& device) : on_cpu_(device.is_cpu()) {
+    const NoFork no_fork;
     runner_ = Open(path, device);
   }
   ~CompiledHalf() override {
-    const LinkerLock no_fork;
+    const NoFork no_fork;
     runner_.reset();
   }
   // AOTInductor's runner allocates the results itself and has no way to be given any.
   std::vector<at::Tensor> Run(std::vector<at::Tensor> inputs) override {
+    // On a GPU nothing is held: a forked child cannot use it anyway, and torch's allocator may have
+    // to wait for Python's lock, where a history of it is kept.
+    std::optional<NoFork> no_fork;
+    if (on_cpu_) no_fork.emplace();
     return runner_->boxed_run(std::move(inputs));
   }
 
  private:
+  const bool on_cpu_;
   std::unique_ptr<Runner> runner_;
 };
 
@@ -93,13 +100,18 @@ bool Fits(at::IntArrayRef sizes, const std::vector<int64_t>& shape) {
                     [](int64_t size, int64_t wanted) { return wanted < 0 || size == wanted; });
 }
 
+// Where a mode in Python learns of an operator that is called.
+constexpr c10::DispatchKeySet kPython{c10::DispatchKey::Python,
+                                      c10::DispatchKey::PythonTLSSnapshot};
+
 // Compiled code calls back into torch's operators. An autocast that surrounds the training step
-// must not reach those: it would change the types that the code was compiled for.
+// must not reach those: it would change the types that the code was compiled for. Nor must a mode
+// in Python, whose lock nobody may wait for here, see NoFork.
 std::vector<at::Tensor> RunHalf(Half& code, const at::Device& device,
                                 std::vector<at::Tensor> inputs, size_t wanted, const char* half) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  c10::impl::ExcludeDispatchKeyGuard nobody(c10::autocast_dispatch_keyset | kPython);
   at::OptionalDeviceGuard on_device;
-  if (!device.is_cpu()) on_device.reset_device(inputs.front().device());
+  if (!device.is_cpu()) on_device.reset_device(device);
   auto outputs = code.Run(std::move(inputs));
   TORCH_CHECK(outputs.size() >= wanted, "the kernel's ", half, " returned ", outputs.size(),
               " tensors, its manifest needs at least ", wanted,
@@ -131,16 +143,26 @@ at::Tensor AlphaCache::Get(double alpha, at::Device device) {
   if (!device.is_cpu()) {
     stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   }
-  const Locked lock(mutex_);
-  Held& held = alpha == 1.0 ? one_ : current_;
-  if (!held.tensor.defined() || held.value != alpha || held.tensor.device() != device ||
-      held.stream != stream) {
-    // Made under inference_mode it could never be saved for a backward, and it outlives the call.
-    c10::InferenceMode off(false);
-    held = {at::full({}, alpha, at::TensorOptions().dtype(at::kFloat).device(device)), stream,
-            alpha};
+  const bool captured = stream && stream->is_capturing();
+  if (!captured && mutex_.TryLock()) {
+    const Held& held = alpha == 1.0 ? one_ : current_;
+    const bool fits = held.tensor.defined() && held.value == alpha &&
+                      held.tensor.device() == device && held.stream == stream;
+    at::Tensor found = fits ? held.tensor : at::Tensor();
+    mutex_.Unlock();
+    if (fits) return found;
   }
-  return held.tensor;
+  // Made under inference_mode it could never be saved for a backward, and it outlives the call.
+  c10::InferenceMode off(false);
+  c10::impl::ExcludeDispatchKeyGuard nobody(kPython);
+  const at::Tensor tensor =
+      at::full({}, alpha, at::TensorOptions().dtype(at::kFloat).device(device));
+  Held made{tensor, stream, alpha};
+  if (!captured && mutex_.TryLock()) {
+    std::swap(alpha == 1.0 ? one_ : current_, made);
+    mutex_.Unlock();  // and what was there before goes after that
+  }
+  return tensor;
 }
 
 SeedKernel::SeedKernel(
@@ -213,8 +235,9 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
   TORCH_CHECK_VALUE(params.size() + 1 == gradients_.size(), "the kernel has ",
                     gradients_.size() - 1, " parameters, ", params.size(),
                     " were given; pass the parameters made from its manifest, in that order");
-  TORCH_CHECK_VALUE(h.device() == device_, "the kernel runs on ", device_, ", h is on ",
-                    h.device(), "; choose a kernel for that device, or open it there");
+  CheckUntransformed(h, params);
+  CheckCall(h.device() == device_, "the kernel runs on ", device_, ", h is on ", h.device(),
+            "; move the model back, or let it grow there");
   for (const auto& param : params) {
     TORCH_CHECK_VALUE(param.device() == h.device() && param.scalar_type() == h.scalar_type(),
                       "h is ", h.scalar_type(), " on ", h.device(), ", a parameter is ",
@@ -237,17 +260,18 @@ void SeedKernel::CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>&
 }
 
 at::Tensor SeedKernel::Run(const at::Tensor& h, const std::vector<at::Tensor>& params,
-                           double alpha, Mode mode) {
+                           double alpha, Mode mode, std::shared_ptr<FailureSink> sink) {
   if (h.scalar_type() != dtype_ && h.is_floating_point() &&
       at::autocast::is_autocast_enabled(h.device().type())) {
     // Under autocast a site's element type is whatever the layer before it was cast to.
     const at::Tensor in = h.to(dtype_);
-    const at::Tensor out = Run(in, params, alpha, mode);
+    const at::Tensor out = Run(in, params, alpha, mode, std::move(sink));
     return out.is_same(in) ? h : out.to(h.scalar_type());
   }
   CheckInputs(h, params, alpha, mode);
   if (mode != Mode::kTraining && alpha == 0.0) return h;
-  return ApplySeed(h, params, c10::intrusive_ptr<SeedKernel>::reclaim_copy(this), alpha, mode);
+  return ApplySeed(h, params, c10::intrusive_ptr<SeedKernel>::reclaim_copy(this), alpha, mode,
+                   std::move(sink));
 }
 
 }  // namespace esper

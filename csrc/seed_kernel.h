@@ -15,6 +15,8 @@
 
 namespace esper {
 
+struct FailureSink;  // seed_node.h
+
 // What a call does to output and gradients. The values are part of the Python interface.
 enum class Mode : int64_t {
   kTraining = 0,  // out is h; parameters learn as at alpha = 1; g_h = g_out
@@ -38,9 +40,11 @@ struct Source {
 // Invariant: a tensor once handed out is never written to. Nodes of an autograd graph keep it
 // until their backward, so a new value gets a new tensor. TRAINING always asks for 1, so that
 // value has its own place and does not evict the schedule's. A tensor is used on the stream that
-// filled it and on no other, which would not wait for that.
+// filled it and on no other, which would not wait for that. What is made while a stream is captured
+// lies in the memory of that graph, which fills it at each replay: it is the graph's alone.
 //
-// Thread-safe.
+// Thread-safe. Nobody waits for the mutex: who does not get it at once makes a tensor for itself.
+// So a child that inherits it held, for good, is none the worse.
 class AlphaCache {
  public:
   at::Tensor Get(double alpha, at::Device device) ESPER_EXCLUDES(mutex_);
@@ -62,7 +66,7 @@ class Half {
  public:
   virtual ~Half() = default;
   // `inputs` are contiguous and on one device, which is the current one. Results are new tensors
-  // every time, each of memory of its own.
+  // every time, each of memory of its own. The caller holds the inputs too, see NoFork.
   virtual std::vector<at::Tensor> Run(std::vector<at::Tensor> inputs) = 0;
 };
 
@@ -110,10 +114,12 @@ class SeedKernel : public torch::CustomClassHolder {
   // alpha must be within [0, 1]; it is ignored in TRAINING. At alpha = 0, and wherever nothing
   // has to be computed, the very tensor `h` is returned. Under autocast `h` may be of another
   // floating type than the kernel: it is converted, and the result converted back.
+  // Failures of its backward go to `sink`, if there is one; see ApplySeed.
   at::Tensor Run(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
-                 Mode mode);
+                 Mode mode, std::shared_ptr<FailureSink> sink = nullptr);
 
-  // Throws c10::ValueError where a call with these arguments cannot be right.
+  // Throws c10::ValueError where a call with these arguments cannot be right, and CallerError
+  // where it could not be with any kernel for this site: on another device, or transformed.
   void CheckInputs(const at::Tensor& h, const std::vector<at::Tensor>& params, double alpha,
                    Mode mode) const;
 

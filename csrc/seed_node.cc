@@ -1,6 +1,7 @@
 #include "seed_node.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -13,6 +14,8 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "plain.h"
+
 namespace esper {
 namespace {
 
@@ -23,35 +26,53 @@ namespace ag = torch::autograd;
 //
 // Only what the backward reads is saved, through SavedVariable: that is what notices an in-place
 // change between forward and backward, honours saved-tensor hooks, and frees early.
+//
+// Invariants: all but `saved` and `released` is fixed before the graph is seen by anyone; those two
+// are guarded by the node's own mutex, as in torch's nodes, for a graph may be gone through by two
+// threads at a time.
 struct SeedNode : ag::Node {
   std::string name() const override { return "EsperSeedBackward"; }
 
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& variable : saved) variable.reset_data();
     released = true;
   }
 
-  ag::variable_list apply(ag::variable_list&& grads) override {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "a second derivative was asked for (create_graph=True) through a compiled seed; "
-                "its backward is compiled too and has no derivative. Leave create_graph off, or "
-                "cull the seed first");
+  // What was saved, in the order of sources().
+  Tensors Unpack() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     TORCH_CHECK(!released,
                 "the graph was gone through a second time; its saved tensors were freed by the "
                 "first. Pass retain_graph=True to the first backward");
-    std::vector<bool> needs(kernel->gradients().size());
-    for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
-    if (!grads[0].defined()) return ag::variable_list(needs.size());
     Tensors unpacked;
     unpacked.reserve(saved.size());
     const auto self = c10::intrusive_ptr<ag::Node>::reclaim_copy(this);
     for (auto& variable : saved) unpacked.push_back(variable.unpack(self));
-    return RunSeedBackward(*kernel, std::move(unpacked), grads[0], alpha, mode, needs);
+    return unpacked;
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    CheckFirstDerivative();
+    std::vector<bool> needs(kernel->gradients().size());
+    for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
+    const Tensors unpacked = Unpack();  // outlives the run, which may not let go of the last one
+    if (!grads[0].defined()) return ag::variable_list(needs.size());
+    try {
+      return RunSeedBackward(*kernel, unpacked, grads[0], alpha, mode, needs);
+    } catch (const std::exception& e) {
+      if (sink == nullptr) throw;
+      sink->Fail(std::string("backward: ") + e.what());
+    }
+    ag::variable_list passed(needs.size());
+    if (needs[0]) passed[0] = grads[0];
+    return passed;
   }
 
   c10::intrusive_ptr<SeedKernel> kernel;
   double alpha = 0;
   Mode mode = Mode::kFull;
+  std::shared_ptr<FailureSink> sink;  // null: a failure is thrown
   std::vector<ag::SavedVariable> saved;
   bool released = false;
 };
@@ -66,15 +87,22 @@ at::Tensor InOrderOf(const at::Tensor& h, at::Tensor out) {
 
 }  // namespace
 
+void CheckFirstDerivative() {
+  TORCH_CHECK(!at::GradMode::is_enabled(),
+              "a second derivative was asked for (create_graph=True) through a compiled seed; its "
+              "backward is compiled too and has no derivative. Leave create_graph off, or cull "
+              "the seed first");
+}
+
 Forward RunSeedForward(SeedKernel& kernel, const at::Tensor& h, const Tensors& params,
                        double alpha, bool save) {
   at::AutoDispatchBelowADInplaceOrView below;
   at::AutoGradMode no_grad(false);
   Tensors inputs;
   inputs.reserve(params.size() + 2);
-  inputs.push_back(h.contiguous());  // what kernels are compiled for
+  inputs.push_back(Materialized(h));
   inputs.push_back(kernel.alphas().Get(alpha, h.device()));
-  for (const auto& param : params) inputs.push_back(param.contiguous());
+  for (const auto& param : params) inputs.push_back(Materialized(param));
   Forward result;
   if (!save) {
     result.out = std::move(kernel.RunForward(std::move(inputs))[0]);
@@ -96,8 +124,8 @@ Forward RunSeedForward(SeedKernel& kernel, const at::Tensor& h, const Tensors& p
   return result;
 }
 
-Tensors RunSeedBackward(SeedKernel& kernel, Tensors saved, const at::Tensor& grad, double alpha,
-                        Mode mode, const std::vector<bool>& needs) {
+Tensors RunSeedBackward(SeedKernel& kernel, const Tensors& saved, const at::Tensor& grad,
+                        double alpha, Mode mode, const std::vector<bool>& needs) {
   at::AutoDispatchBelowADInplaceOrView below;
   const auto& picks = kernel.gradients();
   Tensors result(picks.size());
@@ -107,8 +135,8 @@ Tensors RunSeedBackward(SeedKernel& kernel, Tensors saved, const at::Tensor& gra
     inputs.reserve(kernel.sources().size());
     size_t next = 0;
     for (const auto& source : kernel.sources()) {
-      inputs.push_back(source.kind == Source::Kind::kGradOutput ? grad.contiguous()
-                                                                : std::move(saved[next++]));
+      inputs.push_back(source.kind == Source::Kind::kGradOutput ? Materialized(grad)
+                                                                : saved[next++]);
     }
     Tensors outputs = kernel.RunBackward(std::move(inputs));
     for (size_t i = first; i < picks.size(); ++i) {
@@ -124,7 +152,8 @@ Tensors RunSeedBackward(SeedKernel& kernel, Tensors saved, const at::Tensor& gra
 }
 
 at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
-                     const c10::intrusive_ptr<SeedKernel>& kernel, double alpha, Mode mode) {
+                     const c10::intrusive_ptr<SeedKernel>& kernel, double alpha, Mode mode,
+                     std::shared_ptr<FailureSink> sink) {
   const bool grad = at::GradMode::is_enabled();
   const bool learns = grad && std::any_of(params.begin(), params.end(), RequiresGrad);
   if (mode == Mode::kTraining && !learns) return h;
@@ -135,6 +164,7 @@ at::Tensor ApplySeed(const at::Tensor& h, const Tensors& params,
   node->kernel = kernel;
   node->alpha = alpha;
   node->mode = mode;
+  node->sink = std::move(sink);
   ag::edge_list edges;
   edges.reserve(params.size() + 1);
   edges.push_back(ag::impl::gradient_edge(h));

@@ -7,7 +7,7 @@
 
 #include <dlfcn.h>
 
-#include "linker.h"
+#include "fork.h"
 
 namespace esper {
 namespace {
@@ -80,7 +80,7 @@ std::string Hex(const Digest& digest) {
 }
 
 OneShot FromLibcrypto() {
-  const LinkerLock no_fork;
+  const NoFork no_fork;
   // Of either version the function has been the same for twenty years. Never closed again.
   for (const char* name : {"libcrypto.so.3", "libcrypto.so.1.1"}) {
     if (void* const library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) {

@@ -1,10 +1,10 @@
 #include "slot.h"
 
+#include <new>
 #include <unordered_map>
 #include <utility>
 
-#include <pthread.h>
-
+#include "fork.h"
 #include "thread_annotations.h"
 
 namespace esper {
@@ -26,11 +26,15 @@ Registry& TheRegistry();
 // A child must not inherit a mutex that another thread of the parent held. The analysis cannot
 // follow a lock from one function to another.
 void BeforeFork() ESPER_UNCHECKED { TheRegistry().mutex.Lock(); }
-void AfterFork() ESPER_UNCHECKED { TheRegistry().mutex.Unlock(); }
+void InParent() ESPER_UNCHECKED { TheRegistry().mutex.Unlock(); }
+
+// Not to be unlocked here: a shared mutex knows its writer by the number of the thread, which is
+// another in the child.
+void InChild() { new (&TheRegistry().mutex) SharedMutex; }
 
 Registry& TheRegistry() {
   static auto* const the = new Registry;  // never destroyed: graphs may outlive everything
-  static const int guarded = pthread_atfork(&BeforeFork, &AfterFork, &AfterFork);
+  static const bool guarded = (AtFork(&BeforeFork, &InParent, &InChild), true);
   static_cast<void>(guarded);
   return *the;
 }

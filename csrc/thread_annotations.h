@@ -19,6 +19,7 @@
 #define ESPER_REQUIRES(m) ESPER_TSA(requires_capability(m))
 #define ESPER_EXCLUDES(m) ESPER_TSA(locks_excluded(m))
 #define ESPER_ACQUIRE(...) ESPER_TSA(acquire_capability(__VA_ARGS__))
+#define ESPER_TRY_ACQUIRE(...) ESPER_TSA(try_acquire_capability(__VA_ARGS__))
 #define ESPER_ACQUIRE_SHARED(...) ESPER_TSA(acquire_shared_capability(__VA_ARGS__))
 #define ESPER_RELEASE_SHARED(...) ESPER_TSA(release_generic_capability(__VA_ARGS__))
 #define ESPER_RELEASE(...) ESPER_TSA(release_capability(__VA_ARGS__))
@@ -30,6 +31,7 @@ class ESPER_CAPABILITY Mutex {
  public:
   void Lock() ESPER_ACQUIRE() { mutex_.lock(); }
   void Unlock() ESPER_RELEASE() { mutex_.unlock(); }
+  bool TryLock() ESPER_TRY_ACQUIRE(true) { return mutex_.try_lock(); }
   std::mutex& native() { return mutex_; }  // for condition variables
 
  private:
@@ -54,6 +56,8 @@ class ESPER_CAPABILITY SharedMutex {
  public:
   void Lock() ESPER_ACQUIRE() { mutex_.lock(); }
   void Unlock() ESPER_RELEASE() { mutex_.unlock(); }
+  void LockShared() ESPER_ACQUIRE_SHARED() { mutex_.lock_shared(); }
+  void UnlockShared() ESPER_RELEASE_SHARED() { mutex_.unlock_shared(); }
   std::shared_mutex& native() { return mutex_; }
 
  private:

@@ -5,7 +5,7 @@
 
 namespace esper {
 
-ThreadPool::~ThreadPool() {
+void ThreadPool::Close() {
   std::vector<std::thread> threads;
   {
     const Locked lock(mutex_);
@@ -19,8 +19,8 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::Submit(std::function<void()> task) {
   {
     const Locked lock(mutex_);
-    tasks_.push_back(std::move(task));
     if (threads_.size() < size_) threads_.emplace_back([this] { Work(); });
+    tasks_.push_back(std::move(task));
   }
   signal_.notify_one();
 }

@@ -54,6 +54,22 @@ class Site:
 Observer = Callable[[Transition], None]
 
 
+def check_device(found: Found, model: nn.Module, opened: torch.device) -> None:
+    """Signatures say only "cuda", and kernels are opened on the first one.
+
+    Raises:
+        SiteError: the site, or the whole model where the site has no parameters, is on others.
+    """
+    devices = ({p.device for p in found.module.parameters()}
+               or {p.device for p in model.parameters()})
+    there = {d for d in devices if d.type == opened.type}
+    if there and opened not in there:
+        raise SiteError(
+            f"site {found.name!r} is on {', '.join(map(str, there))}, its kernel was opened on "
+            f"{opened}; let the process see only the GPU it trains on (CUDA_VISIBLE_DEVICES)"
+        )
+
+
 class Growth:
     """All growth of one model. Every change happens on the training thread, between steps.
 
@@ -188,7 +204,10 @@ class Growth:
         site.pending = None
         try:
             ready = pending.result()
-            seed.install(ready.kernel, ready.params())
+            values = ready.params()
+            for value in values[:1]:
+                check_device(site.found, self.model, value.device)
+            seed.install(ready.kernel, values)
             self.on_join(list(seed.params))
         except Exception as e:  # a refusal of the slow track never reaches the training loop
             reason = f"kernel could not be {'taken in' if seed.params else 'loaded'}: {e}"

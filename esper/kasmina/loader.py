@@ -14,6 +14,7 @@ from esper.kasmina import native
 from esper.kasmina.artifact import OpenedKernel, check_runs_here, open_artifact
 from esper.leyline.library import Library
 from esper.leyline.lifecycle import KernelStatus
+from esper.leyline.mode import FULL
 from esper.leyline.reference import initial_parameters
 from esper.leyline.signature import SiteSignature
 
@@ -81,5 +82,5 @@ def _warm(opened: OpenedKernel, params: list[Tensor], signature: SiteSignature) 
     h = torch.zeros(signature.shape(2, 4), dtype=dtype, device=signature.device)
     leaves = [p.clone().requires_grad_(True) for p in params]
     with torch.enable_grad():
-        out = opened.kernel(h.requires_grad_(True), leaves, 0.5, 2)
+        out = opened.kernel(h.requires_grad_(True), leaves, 0.5, FULL)
         out.sum().backward()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from esper.leyline.mode import FULL, GRAFTING, TRAINING
 
@@ -27,14 +28,57 @@ SECOND_DERIVATIVE = (
     "first"
 )
 
+_TRANSFORMED = (
+    "a compiled kernel was called under a transform (torch.func, forward-mode derivatives, "
+    "torch.jit.trace, make_fx) or with a tensor that is fake or of a subclass; its code would "
+    "compute past that. Call it outside of the transform, or transform what esper.export(model) "
+    "returns"
+)
+
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
 
 
+class CallerError(ValueError):
+    """The call is wrong, whatever the kernel is. It is never held against the kernel."""
+
+
+def _check_untransformed(tensors: Sequence[Tensor]) -> None:
+    """What csrc/plain.h has under the same name.
+
+    Raises:
+        CallerError: what is computed from these is to be recorded or transformed by other means
+            than autograd's backward.
+    """
+    c: Any = torch._C
+    kinds, modes = c.DispatchKey, c._TorchDispatchModeKey
+    keys = (kinds.Python, kinds.Functionalize, kinds.FuncTorchBatched,
+            kinds.FuncTorchGradWrapper)
+    if (
+        c._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+        or any(c._get_dispatch_mode(m) for m in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL))
+        or any(c._dispatch_keys(t).has(key) for t in tensors for key in keys)
+        or (forward_ad._current_level >= 0
+            and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors))
+    ):
+        raise CallerError(_TRANSFORMED)
+
+
+def _materialized(tensor: Tensor) -> Tensor:
+    """The same values in memory as compiled code reads it: in plain order, negated where so."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
+
+
 class _Alphas:
-    """0-dim tensors of alpha. One handed out is never written to: autograd may have saved it."""
+    """0-dim tensors of alpha. One handed out is never written to: autograd may have saved it.
+
+    What is made while a stream is captured lies in that graph's memory, and is the graph's alone.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,15 +88,20 @@ class _Alphas:
         one = alpha == 1.0  # TRAINING's value has its own place beside the schedule's
         # Used on the stream that filled it only; another one would not wait for that.
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        if stream is not None and torch.cuda.is_current_stream_capturing():
+            return _alpha(alpha, device)
         with self._lock:
             held = self._made.get(one)
             if held is None or (held[0], held[1].device, held[2]) != (alpha, device, stream):
-                # Made under inference_mode it could not be saved, and it outlives the call.
-                with torch.inference_mode(False):
-                    made = torch.full((), alpha, dtype=torch.float32, device=device)
-                held = alpha, made, stream
+                held = alpha, _alpha(alpha, device), stream
                 self._made[one] = held
             return held[1]
+
+
+def _alpha(alpha: float, device: torch.device) -> Tensor:
+    # Made under inference_mode it could not be saved, and it outlives the call.
+    with torch.inference_mode(False):
+        return torch.full((), alpha, dtype=torch.float32, device=device)
 
 
 def _parse(text: str, forward_inputs: int) -> tuple[str, int]:
@@ -125,11 +174,20 @@ class SeedKernel:
         self._forward = _runner(forward_so, device)
         self._backward = _runner(backward_so, device)
 
-    def __call__(self, h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
+    def __call__(
+        self,
+        h: Tensor,
+        params: list[Tensor],
+        alpha: float,
+        mode: int,
+        failed: Callable[[str], None] | None = None,
+    ) -> Tensor:
+        """With `failed`, a backward that raises is told there, and the gradient goes on to h as it
+        came; without, it raises on. What autograd has against a backward raises in either case."""
         if h.dtype != self._dtype and torch.is_autocast_enabled(h.device.type):
             # Under autocast a site's element type is whatever the layer before it was cast to.
             inside = h.to(self._dtype)
-            result = self(inside, params, alpha, mode)
+            result = self(inside, params, alpha, mode, failed)
             return h if result is inside else result.to(h.dtype)
         self._check(h, params, alpha, mode)
         if mode != TRAINING and alpha == 0.0:
@@ -141,7 +199,7 @@ class SeedKernel:
         if not learns and not (grad and h.requires_grad):
             with torch.no_grad():
                 return self.run_forward(self.inputs(h, params, alpha, mode))[0]
-        out: Tensor = _SeedFunction.apply(self, alpha, mode, h, *params)
+        out: Tensor = _SeedFunction.apply(self, alpha, mode, failed, h, *params)
         return out
 
     def inputs(
@@ -155,7 +213,7 @@ class SeedKernel:
         if mode == TRAINING:
             h = h.detach().clone(memory_format=torch.contiguous_format)
         alpha_tensor = self.alphas.get(1.0 if mode == TRAINING else alpha, h.device)
-        return [h.contiguous(), alpha_tensor, *(p.contiguous() for p in params)]
+        return [_materialized(h), alpha_tensor, *(_materialized(p) for p in params)]
 
     def run_forward(self, inputs: list[Tensor]) -> list[Tensor]:
         return self._run(self._forward, inputs, self._outputs, "forward")
@@ -180,6 +238,7 @@ class SeedKernel:
             raise ValueError(
                 f"mode is {mode}; it must be 0 (TRAINING), 1 (GRAFTING) or 2 (FULL)"
             )
+        _check_untransformed([h, *params])
         # Compiled code does not look at what it is given, so a mistake is caught here or never.
         if len(params) + 1 != len(self.gradients):
             raise ValueError(
@@ -187,9 +246,9 @@ class SeedKernel:
                 "pass the parameters made from its manifest, in that order"
             )
         if h.device != self._device:
-            raise ValueError(
-                f"the kernel runs on {self._device}, h is on {h.device}; choose a kernel for "
-                "that device, or open it there"
+            raise CallerError(
+                f"the kernel runs on {self._device}, h is on {h.device}; move the model back, or "
+                "let it grow there"
             )
         for p in params:
             if p.device != h.device or p.dtype != h.dtype:
@@ -222,13 +281,19 @@ class SeedKernel:
 class _SeedFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kernel: SeedKernel, alpha: float, mode: int, h: Tensor, *params: Tensor
+        ctx: Any,
+        kernel: SeedKernel,
+        alpha: float,
+        mode: int,
+        failed: Callable[[str], None] | None,
+        h: Tensor,
+        *params: Tensor,
     ) -> Tensor:
         inputs = kernel.inputs(h, list(params), alpha, mode)
         outputs = kernel.run_forward(inputs)
         pools = {"in": inputs, "out": outputs}
         ctx.save_for_backward(*(pools[kind][i] for kind, i in kernel.sources if kind != "grad"))
-        ctx.call = kernel, alpha, mode
+        ctx.call = kernel, alpha, mode, failed
         # An input that is returned unchanged comes out as an alias with this node behind it.
         return h if mode == TRAINING else outputs[0]
 
@@ -236,21 +301,36 @@ class _SeedFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(SECOND_DERIVATIVE)
-        kernel, alpha, mode = ctx.call
-        needs = ctx.needs_input_grad[3:]
-        result: list[Tensor | None] = [None] * len(needs)
-        first = 0 if mode == FULL else 1
-        if any(needs[first:]):
-            saved = iter(ctx.saved_tensors)
-            outputs = kernel.run_backward(
-                [grad.contiguous() if kind == "grad" else next(saved)
-                 for kind, _ in kernel.sources]
-            )
-            for i, pick in enumerate(kernel.gradients):
-                if i >= first and pick >= 0 and needs[i]:
-                    result[i] = outputs[pick]
-        if needs[0] and mode == TRAINING:
-            result[0] = grad
-        elif needs[0] and mode == GRAFTING:
-            result[0] = torch.zeros_like(grad) if alpha == 1.0 else grad * (1.0 - alpha)
-        return None, None, None, *result
+        kernel, alpha, mode, failed = ctx.call
+        needs, saved = ctx.needs_input_grad[4:], ctx.saved_tensors
+        try:
+            result = _gradients(kernel, alpha, mode, grad, saved, needs)
+        except Exception as e:
+            if failed is None:
+                raise
+            failed(f"backward: {e}")
+            result = [grad if needs[0] else None, *(None for _ in needs[1:])]
+        return None, None, None, None, *result
+
+
+def _gradients(
+    kernel: SeedKernel, alpha: float, mode: int, grad: Tensor, saved: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of h and of each parameter, None where not needed."""
+    result: list[Tensor | None] = [None] * len(needs)
+    first = 0 if mode == FULL else 1
+    if any(needs[first:]):
+        next_saved = iter(saved)
+        outputs = kernel.run_backward(
+            [_materialized(grad) if kind == "grad" else next(next_saved)
+             for kind, _ in kernel.sources]
+        )
+        for i, pick in enumerate(kernel.gradients):
+            if i >= first and pick >= 0 and needs[i]:
+                result[i] = outputs[pick]
+    if needs[0] and mode == TRAINING:
+        result[0] = grad
+    elif needs[0] and mode == GRAFTING:
+        result[0] = torch.zeros_like(grad) if alpha == 1.0 else grad * (1.0 - alpha)
+    return result

@@ -142,8 +142,8 @@ def _replace(name: str, module: nn.Module, seen: _Seen, provider: Provider,
             raise NoMatch("modules inside it are accelerated already")
         x = seen.example
         fast = prepare(name or kind, module, x, provider)
-        key = (type(module), fast.name, tuple(x.shape), bool(fast.only_eval),
-               *((p.shape, p.requires_grad) for p in module.parameters()))
+        key = (type(module), fast.name, tuple(x.shape), x.dtype, bool(fast.only_eval),
+               *((p.shape, p.dtype, p.requires_grad) for p in module.parameters()))
         if key not in measured:
             measured[key] = _measure(module, fast, x)
         found = measured[key]

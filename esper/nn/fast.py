@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from esper.kasmina.artifact import Kernel
+from esper.leyline.mode import FULL
 from esper.leyline.signature import SiteSignature
-
-FULL = 2  # mode of a kernel call
 
 _plain_wanted = 0
 

@@ -10,6 +10,8 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -225,6 +227,23 @@ def test_a_kernel_that_cannot_be_loaded_is_culled(error: Exception, blamed: bool
     growth.end_epoch()
     assert growth.sites["1"].state is SeedState.DORMANT
     assert len({t.trace_id for t in told}) == 1, "the whole life of a seed is one trace"
+
+
+def test_a_kernel_opened_on_another_gpu_is_refused() -> None:
+    """By names of devices alone, for the machine may have none."""
+
+    def on(*devices: str) -> Any:
+        found = [SimpleNamespace(device=torch.device(d)) for d in devices]
+        return SimpleNamespace(name="1", module=SimpleNamespace(parameters=lambda: found),
+                               parameters=lambda: found)
+
+    first = torch.device("cuda:0")
+    with pytest.raises(SiteError, match=r"'1' is on cuda:1, its kernel was opened on cuda:0"):
+        kasmina.check_device(on("cuda:1"), on("cuda:0"), first)
+    with pytest.raises(SiteError, match="CUDA_VISIBLE_DEVICES"):
+        kasmina.check_device(on(), on("cuda:1", "cpu"), first)
+    kasmina.check_device(on("cuda:0"), on("cuda:1"), first)
+    kasmina.check_device(on("cpu"), on("cpu"), first)  # weights that are brought when needed
 
 
 def test_a_wrapped_model_is_not_kept_alive() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from esper.kasmina import native, plain_kernel
-from esper.kasmina.runner import PlainRunner
+from esper.kasmina import native
 from esper.kasmina.sites import Found
 from esper.kasmina.slot import Slot
 from esper.leyline.artifact import Pipeline
@@ -32,17 +30,6 @@ ANY = pytest.mark.parametrize("mode", [TRAINING, GRAFTING, FULL])
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=["extension", "python"])
-def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """(params) -> a runner of the pair, or of another kernel."""
-    if request.param == "python":
-        kernel = plain_kernel.SeedKernel(*compile_pair(), BACKWARD_INPUTS, GRADIENTS)
-        return lambda params: PlainRunner(kernel, params)
-    extension: Any = native.extension()
-    kernel = extension.SeedKernel(*compile_pair(), BACKWARD_INPUTS, GRADIENTS)
-    return lambda params: extension.RunningSeed(kernel, params)
 
 
 class Host(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -183,6 +184,38 @@ def test_a_kernel_that_fails_behind_a_slot(slot: Slot) -> None:
     assert torch.equal(out, h) and seed.failure
     out.sum().backward()
     assert torch.equal(h.grad, torch.ones_like(h))
+
+
+def vmap(run: Any, h: Tensor) -> Tensor:
+    return torch.func.vmap(run)(h)
+
+
+def func_grad(run: Any, h: Tensor) -> Tensor:
+    return torch.func.grad(lambda h: run(h).square().sum())(h)
+
+
+def forward_mode(run: Any, h: Tensor) -> Tensor:
+    return torch.func.jvp(run, (h,), (torch.ones_like(h),))[1]
+
+
+@ANY
+@pytest.mark.parametrize("transform", [vmap, func_grad, forward_mode])
+def test_a_transform_passes_only_where_no_seed_is(slot: Slot, mode: int, transform: Any) -> None:
+    h = torch.randn(4, CHANNELS, dtype=torch.float64)
+    run = functools.partial(op, slot=slot)
+    assert torch.equal(transform(run, h), transform(torch.clone, h))
+    seed, _params = running(mode)
+    slot._native.set_seeds([seed])
+    with pytest.raises(ValueError, match="under a transform"):
+        transform(run, h)
+    assert not seed.failure
+
+
+def test_a_lazily_negated_tensor(slot: Slot) -> None:
+    seed, _params = running(FULL)
+    slot._native.set_seeds([seed])
+    h = torch.randn(4, CHANNELS, dtype=torch.float64)
+    torch.testing.assert_close(op(torch._neg_view(h), slot), op(-h, slot))
 
 
 def test_a_slot_that_is_gone_passes_its_tensor_on(slot: Slot) -> None:
