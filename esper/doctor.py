@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from esper.errors import EsperError
 from esper.kasmina import native
+from esper.sandbox.probe import available, describe
 from esper.version import __version__
 
 MIN_TORCH = (2, 13)  # as in pyproject.toml
@@ -179,6 +181,24 @@ def _idle() -> Check:
     return Check("idle priority", f"SCHED_IDLE is refused ({reason})", False, hint)
 
 
+def _sandbox() -> Check:
+    """Which of the layers around compilers and foreign kernels are on, tried out in children."""
+    try:
+        found = available()
+    except EsperError as e:
+        return Check("sandbox", f"could not be tried: {e}", False,
+                     "nothing will be compiled or examined here before this works")
+    if not any(found.values()):
+        return Check("sandbox", describe(found), True)
+    return Check(
+        "sandbox", describe(found), None,
+        "what is off does not protect this machine from a compiler or a kernel gone wild. The "
+        "layers need user namespaces (sysctl user.max_user_namespaces above 0; on Ubuntu "
+        "kernel.apparmor_restrict_unprivileged_userns=0; in a container a seccomp profile that "
+        "lets unshare and mount pass), or root. Or run the workers where little can be lost",
+    )
+
+
 def _cores() -> Check:
     if hasattr(os, "sched_getaffinity"):
         usable = len(os.sched_getaffinity(0))
@@ -192,7 +212,8 @@ def _cores() -> Check:
 
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
-    _python, _torch, _cuda, _nvcc, _compiler, _isa, _extension, _triton, _grpc, _idle, _cores,
+    _python, _torch, _cuda, _nvcc, _compiler, _isa, _extension, _triton, _grpc, _idle,
+    _sandbox, _cores,
 )
 
 

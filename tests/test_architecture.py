@@ -14,17 +14,18 @@ MAX_LINES = 400
 ROOMS = {
     "leyline": set(),
     "oona": {"leyline"},
+    "sandbox": set(),
     "urza": {"leyline", "oona"},
     "karn": {"leyline"},
-    "tezzeret": {"leyline", "oona", "triton_kernels"},
+    "tezzeret": {"leyline", "oona", "sandbox", "triton_kernels"},
     "kasmina": {"leyline", "triton_kernels"},
-    "urabrask": {"leyline", "oona", "kasmina.artifact", "kasmina.native"},
+    "urabrask": {"leyline", "oona", "sandbox", "kasmina.artifact", "kasmina.native"},
     "tamiyo": {"leyline"},
     "tolaria": {"leyline", "kasmina", "tamiyo"},
     "nissa": {"leyline", "oona"},
     "nn": {"leyline", "kasmina", "tezzeret", "urabrask", "urza.library", "triton_kernels"},
     "rpc": {"leyline", "urza", "oona"},
-    "doctor": {"kasmina.native", "_C"},
+    "doctor": {"kasmina.native", "sandbox", "_C"},
 }
 COMPOSITION = {"cli", "slowtrack", "__init__"}  # these put the rooms together
 FREE = {"errors", "version"}

@@ -27,7 +27,7 @@ def test_everything_is_looked_at() -> None:
     checks = doctor.collect()
     assert [check.name for check in checks] == [
         "python", "torch", "cuda", "nvcc", "compiler", "isa", "extension", "triton",
-        "grpc", "idle priority", "cores",
+        "grpc", "idle priority", "sandbox", "cores",
     ]
     assert sys.executable in find(checks, "python").found
     assert find(checks, "torch").ok

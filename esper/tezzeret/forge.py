@@ -3,25 +3,21 @@
 It reads one request per line on standard input and answers with one line on standard
 output, both JSON; the artifact itself goes into the request's folder. A fork costs
 milliseconds where an import costs seconds. The forge itself never compiles, so that no
-state is carried from one blueprint to the next. Run by `worker.Forge`, as
+state is carried from one blueprint to the next: it happens in a child that has shut itself in
+(`esper.sandbox`) and has a folder of its own. Run by `worker.Forge`, as
 `python -m esper.tezzeret.forge OWNER_PID`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +34,11 @@ from esper.leyline.artifact import (
 from esper.leyline.blueprint import BlueprintIR, parse_blueprint
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteSignature
+from esper.sandbox.allowance import Allowance, in_force
+from esper.sandbox.layers import Layer, enter
+from esper.sandbox.probe import available
 from esper.tezzeret.backends import Built
+from esper.tezzeret.children import NothingBuilt, die_with_parent, in_children
 from esper.tezzeret.pack import pack
 from esper.tezzeret.pipelines import Recipe
 
@@ -46,47 +46,7 @@ if TYPE_CHECKING:  # torch is imported when the forge is warmed, not by those wh
     from esper.tezzeret.contest import Build
 
 ARTIFACT = "kernel.esper"
-_LIMITS = {  # of a compile; generous, they are there for what has gone wild
-    resource.RLIMIT_CPU: 900,  # seconds
-    resource.RLIMIT_FSIZE: 1 << 30,
-    resource.RLIMIT_DATA: 12 << 30,
-    resource.RLIMIT_CORE: 0,
-}
 CLEARLY = 0.97  # of the first variant's time; less is within the noise of so short a comparison
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the signal was asked for
-        os._exit(1)
-
-
-def in_child(work: Callable[[], None], log: Path) -> Callable[[], str]:
-    """Fork and run `work` there; returns a function that waits and gives the error, or ""."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            _die_with_parent(parent)
-            work()
-            code = 0
-        except BaseException:
-            log.write_text(traceback.format_exc())
-        finally:
-            os._exit(code)
-
-    def wait() -> str:
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status == 0:
-            return ""
-        if log.exists():
-            return log.read_text()
-        return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
-
-    return wait
 
 
 def _keep_maps_symbolic() -> None:
@@ -153,11 +113,10 @@ def _library(half: Any, options: dict[str, Any], target: Path) -> None:
 def _build(lowered: Any, options: dict[str, Any], folder: Path) -> str:
     """Both halves of one variant, at the same time; the error or ""."""
     folder.mkdir()
-    waits = [
-        in_child(partial(_library, half, options, folder / f"{name}.so"), folder / f"{name}.log")
+    return in_children({
+        name: partial(_library, half, options, folder / f"{name}.so")
         for name, half in (("forward", lowered.forward), ("backward", lowered.backward))
-    ]
-    return "\n".join(filter(None, [wait() for wait in waits]))
+    }, folder, in_force())
 
 
 def _fastest(signature: SiteSignature, builds: list[Build]) -> Build:
@@ -171,8 +130,8 @@ def _fastest(signature: SiteSignature, builds: list[Build]) -> Build:
 
             result.write_text(repr(ratio(signature, builds[0], build)))
 
-        if error := in_child(work, build.folder / "timing.log")():
-            _say(f"{build.name}: not to be timed: {error.strip().splitlines()[-1]}")
+        if error := in_children({"timing": work}, build.folder, in_force()):
+            _say(f"{build.name}: not to be timed: {error.strip().splitlines()[0]}")
             continue
         found = float(result.read_text())
         _say(f"{build.name}: {found:.3f} times the time of {builds[0].name}")
@@ -191,7 +150,7 @@ def _builds(
     """Every variant of a recipe that can be built; those that come to the same code once.
 
     Raises:
-        RuntimeError: there is none, with what went wrong in each.
+        NothingBuilt: there is none, with what went wrong in each.
     """
     from esper.tezzeret.contest import Build
     from esper.tezzeret.lower import lower
@@ -212,11 +171,12 @@ def _builds(
             continue
         seen.add(code)
         if error := _build(lowered, options, place):
-            errors.append(f"variant {variant.name!r}: {error}")
+            errors.append(f"variant {variant.name!r}: {error}" if len(recipe.variants) > 1
+                          else error)
         else:
             builds.append(Build(variant.name, lowered, place))
     if not builds:
-        raise RuntimeError("\n".join(errors))
+        raise NothingBuilt("\n".join(errors))
     return builds
 
 
@@ -250,32 +210,35 @@ def compile_here(
     (folder / ARTIFACT).write_bytes(pack(manifest, ir, built.code))
 
 
-def _answer(request: dict[str, Any]) -> dict[str, str]:
-    folder = Path(request["folder"])
+def _answer(request: dict[str, Any], layers: tuple[Layer, ...]) -> dict[str, str]:
+    folder, shared = Path(request["folder"]), Path(os.environ["TMPDIR"])
+    allowance = Allowance(**request["allowance"])
 
     def work() -> None:
-        for limit, value in _LIMITS.items():
-            _, hard = resource.getrlimit(limit)
-            cap = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(limit, (cap, hard))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the next requests are not a compiler's
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
+        os.environ["TRITON_CACHE_DIR"] = str(folder / "cache" / "triton")
+        os.environ["CCACHE_DISABLE"] = "1"  # its folder is read-only, and nothing comes twice
         (folder / "tmp").mkdir()
         os.environ["TMPDIR"] = str(folder / "tmp")
         tempfile.tempdir = None  # forget the forge's own
+        enter(layers, allowance, [folder, shared])
         compile_here(
             parse_blueprint(request["blueprint"]),
             SiteSignature.model_validate_json(request["signature"]),
             Pipeline(request["pipeline"]), folder,
         )
 
-    return {"error": in_child(work, folder / "error.log")()}
+    return {"error": in_children({"compile": work}, folder, allowance)}
 
 
 def main() -> None:
-    _die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     # What compilers and libraries print must not get into the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    found = available()
+    layers = tuple(layer for layer, why in found.items() if not why)
     import torch
     import torch._inductor.compile_fx
 
@@ -285,9 +248,9 @@ def main() -> None:
     _keep_maps_symbolic()
     _export_only_the_interface()
     _find_vector_instructions()
-    answers.write(json.dumps({"ready": True}) + "\n")
+    answers.write(json.dumps({"layers": found}) + "\n")
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.write(json.dumps(_answer(json.loads(line), layers)) + "\n")
 
 
 if __name__ == "__main__":

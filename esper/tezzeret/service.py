@@ -122,7 +122,7 @@ def _serve(
             raise _ToolchainBroken(f"{e}; the control fails too: {broken}") from e
         reason = str(e) if isinstance(e, EsperError) else f"unforeseen: {e!r}"
         patiently(lambda: library.reject_blueprint(claim, reason), stop, patience)
-        return f"refused: {reason.strip().splitlines()[-1]}"
+        return f"refused: {reason.strip().splitlines()[0]}"
 
 
 def carry(

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
 from esper.errors import CompileError
-from esper.leyline.artifact import Pipeline
+from esper.leyline.artifact import MAX_LIBRARY_BYTES, Pipeline
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteSignature
+from esper.sandbox.allowance import Allowance
+from esper.sandbox.layers import Layer
+from esper.sandbox.probe import describe
+from esper.sandbox.watch import Watch, end_family, read_capped
 from esper.tezzeret.forge import ARTIFACT
 from esper.tezzeret.pipelines import RECIPES
 
+log = logging.getLogger(__name__)
+ALLOWANCE = Allowance(memory_bytes=12 << 30)  # of one compile
+_MAX_ARTIFACT_BYTES = 2 * MAX_LIBRARY_BYTES + (4 << 20)
 START_SECONDS = 120.0  # importing torch on a machine that has better things to do
 
 
@@ -47,45 +54,6 @@ def _item_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"item-{os.getpid()}-", dir=cache))
 
 
-class Stopwatch:
-    """Time that counts against a deadline: what a process and its descendants spent running or
-    asleep, not what they spent waiting for a core.
-
-    At idle priority beside a busy trainer they may wait for minutes, and that is no fault of the
-    blueprint's. One that hangs sleeps, so its time counts in full.
-    """
-
-    EVERY = 0.5  # seconds between two looks; between them nothing is known
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._counted = 0.0
-        self._last, (self._used, _) = time.monotonic(), self._family()
-
-    def seconds(self) -> float:
-        now = time.monotonic()
-        passed = now - self._last
-        if passed >= self.EVERY:
-            used, ready = self._family()
-            # Ready to run and not running is waiting; several may run at once.
-            self._counted += min(passed, max(0.0, used - self._used)) if ready else passed
-            self._last, self._used = now, used
-        return self._counted
-
-    def _family(self) -> tuple[float, bool]:
-        """(processor seconds of all, those that ended included; whether one is ready to run)."""
-        used, ready = 0.0, False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self._pid)
-            for process in [root, *root.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
-                    times = process.cpu_times()
-                    used += times.user + times.system
-                    used += times.children_user + times.children_system
-                    ready |= process.status() == psutil.STATUS_RUNNING
-        return used, ready
-
-
 class Forge:
     """One forge process, started when first needed and again after it had to be killed.
 
@@ -94,7 +62,8 @@ class Forge:
     a process group, so that compilers it started are found even when it has died itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: Allowance = ALLOWANCE) -> None:
+        self._allowance = allowance
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
@@ -109,9 +78,10 @@ class Forge:
         """The artifact of a blueprint; it must have passed `analysis.analyse`.
 
         Raises:
-            CompileError: it failed, crashed, was cancelled, or took longer than
-                `deadline_seconds` (by default the pipeline's; see `Stopwatch`), with the
-                compiler's last words. Nothing is left running.
+            CompileError: it failed, crashed, was cancelled, took more than its allowance, or
+                longer than `deadline_seconds` (by default the pipeline's; see `Watch`). It
+                begins with what happened and ends with the compiler's last words. Nothing is
+                left running.
         """
         if deadline_seconds is None:
             deadline_seconds = RECIPES[pipeline].deadline_seconds
@@ -119,12 +89,16 @@ class Forge:
         folder = _item_folder()
         try:
             request = {"blueprint": ir.to_json(), "signature": signature.model_dump_json(),
-                       "pipeline": pipeline, "folder": str(folder)}
+                       "pipeline": pipeline, "folder": str(folder),
+                       "allowance": asdict(self._allowance)}
             self._send(json.dumps(request))
-            answer = json.loads(self._wait(deadline_seconds, "compile", cancelled))
+            answer = json.loads(self._wait(deadline_seconds, "compile", cancelled, [folder]))
             if answer["error"]:
-                raise CompileError(f"{ir.id} {pipeline}: {answer['error'][-2000:]}")
-            return (folder / ARTIFACT).read_bytes()
+                raise CompileError(f"{ir.id} {pipeline}: {_short(answer['error'])}")
+            try:
+                return read_capped(folder / ARTIFACT, _MAX_ARTIFACT_BYTES)
+            except OSError as e:
+                raise CompileError(f"{ir.id} {pipeline}: no artifact to be used: {e}") from e
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,7 +114,10 @@ class Forge:
             if os.waitid(os.P_PID, self._process.pid, look) is None:
                 return
             self.close()
-        environment = dict(os.environ, TMPDIR=str(_private_cache()), OMP_NUM_THREADS="1",
+        # Not an item's: what is known of this machine and its headers, for all that follow.
+        shared = _private_cache() / "shared"
+        shared.mkdir(exist_ok=True)
+        environment = dict(os.environ, TMPDIR=str(shared), OMP_NUM_THREADS="1",
                            PYTHONWARNINGS="ignore::FutureWarning",
                            TORCHINDUCTOR_COMPILE_THREADS="1")  # no pool: the forge forks
         # Where Inductor keeps what it knows of this machine: by default below TMPDIR.
@@ -154,7 +131,8 @@ class Forge:
         threading.Thread(
             target=_pass_on, args=(self._process, self._answers), daemon=True
         ).start()
-        self._wait(START_SECONDS, "start", cancelled)
+        layers = json.loads(self._wait(START_SECONDS, "start", cancelled))["layers"]
+        log.info("compiles are shut in: %s", describe({Layer(n): w for n, w in layers.items()}))
 
     @property
     def pid(self) -> int | None:
@@ -167,18 +145,20 @@ class Forge:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
 
-    def _wait(self, seconds: float, what: str, cancelled: Callable[[], bool]) -> str:
+    def _wait(
+        self, seconds: float, what: str, cancelled: Callable[[], bool],
+        folders: Sequence[Path] = (),
+    ) -> str:
         assert self._process is not None
-        watch = Stopwatch(self._process.pid)
+        watch = Watch(self._process.pid, self._allowance, folders)
         while True:
             left = seconds - watch.seconds()
-            if left <= 0 or cancelled():
+            excess = watch.excess()
+            if left <= 0 or excess or cancelled():
                 self.close()
-                why = (f"within {seconds:g} s (not counting waits for a core)" if left <= 0
-                       else "before it was cancelled")
-                raise CompileError(
-                    f"the forge did not {what} {why}; it and all it had started were killed"
-                )
+                why = (f"did not {what} within {seconds:g} s (not counting waits for a core)"
+                       if left <= 0 else excess or f"did not {what} before it was cancelled")
+                raise CompileError(f"the forge {why}; it and all it had started were killed")
             with contextlib.suppress(queue.Empty):
                 line = self._answers.get(timeout=min(left, 0.2))
                 break
@@ -195,16 +175,8 @@ class Forge:
         process, self._process = self._process, None
         if process is None:
             return None
-        family: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # in one go: nobody forks away meanwhile
-        for member in family:  # should one have left the group
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        end_family(process.pid)
         status = process.wait()
-        psutil.wait_procs(family, timeout=5)
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
@@ -215,6 +187,11 @@ class Forge:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _short(error: str) -> str:
+    """What happened, and the last words: the middle of a long error is left out."""
+    return error if len(error) <= 2000 else f"{error[:300]}\n...\n{error[-1700:]}"
 
 
 def _pass_on(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:

@@ -1,36 +1,37 @@
 """The child process that runs one foreign kernel: `python -m esper.urabrask.child`.
 
 It proves the kernel, or measures it, never both: each stage has a process of its own. Reads
-a `Spec` as JSON from standard input and writes a `ValidationReport` as JSON to the spec's
-`report`. The file appears whole or not at all, so a crash at any point leaves none.
+a `Spec` as JSON from standard input, shuts itself in (`esper.sandbox`), and writes a
+`ValidationReport` as JSON to the spec's `report`. The file appears whole or not at all, so a
+crash at any point leaves none.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from pydantic import Field
-
 from esper.leyline.base import Contract
 from esper.leyline.verdict import ValidationReport
+from esper.sandbox.allowance import Allowance
+from esper.sandbox.layers import Layer, enter
 from esper.urabrask.plan import Plan
 
 _PR_SET_PDEATHSIG = 1
-# What the stage file says until the kernel is touched. A failure before that is not its fault.
-NOT_YET = "the start"
 # Foreign code is never unloaded: what it does then proves nothing.
 _OPENED: list[object] = []
 
 
 class Spec(Contract):
-    """What to examine. `folder` is an empty scratch folder; `parent` the waiting process.
+    """What to examine. `folder` is an empty folder for the report and all else that is written;
+    `parent` the waiting process, `stage` the descriptor of a pipe to it.
 
+    Into the pipe goes a line for each stage, none before the kernel is touched: a failure until
+    then is not its fault. From a pipe no kernel can take back what it says.
     With a `plan` the kernel is measured, without one it is proved.
     """
 
@@ -38,11 +39,12 @@ class Spec(Contract):
     artifact: str
     digest: str
     report: str
-    stage: str
+    stage: int
     folder: str
     parent: int
     plan: Plan | None = None
-    memory_bytes: int = Field(gt=0)
+    allowance: Allowance
+    layers: tuple[Layer, ...]
 
 
 def _die_with(parent: int) -> None:
@@ -55,18 +57,12 @@ def _die_with(parent: int) -> None:
 
 def _fence(spec: Spec) -> None:
     """Bound what a runaway kernel can take, and keep its litter where it is counted."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = spec.memory_bytes if hard == resource.RLIM_INFINITY else min(hard, spec.memory_bytes)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    os.chdir(spec.folder)
     os.environ["TMPDIR"] = tempfile.tempdir = spec.folder
+    enter(spec.layers, spec.allowance, [Path(spec.folder)])
+    os.chdir(spec.folder)  # not sooner: the way there leads over a mount of our own
 
 
 def _examine(spec: Spec) -> ValidationReport:
-    stage_file = Path(spec.stage)
-    stage_file.write_text(NOT_YET)
-
     # Not used here, but if it is missing that must show before the kernel's turn.
     import torch
 
@@ -78,7 +74,11 @@ def _examine(spec: Spec) -> ValidationReport:
 
     start = clock()
     torch.set_num_threads(1)
-    stage_file.write_text("the opening of the artifact")
+
+    def stage(name: str) -> None:
+        os.write(spec.stage, f"{name}\n".encode())
+
+    stage("the opening of the artifact")
     try:
         opened = open_artifact(spec.artifact, spec.digest)
     except ArtifactError as e:
@@ -90,10 +90,6 @@ def _examine(spec: Spec) -> ValidationReport:
         )
 
     _OPENED.append(opened)
-
-    def stage(name: str) -> None:
-        stage_file.write_text(name)
-
     subject = Subject(
         spec.kernel_id, opened.kernel, opened.ir, opened.manifest.signature, stage
     )

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from pydantic import ValidationError
 
 from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim
@@ -29,13 +27,18 @@ from esper.leyline.library import KernelClaim, KernelRecord, Library
 from esper.leyline.verdict import ValidationReport
 from esper.oona.breaker import CircuitBreaker, Permit
 from esper.oona.retry import PATIENCE_SECONDS, patiently
-from esper.urabrask.child import NOT_YET, Spec
+from esper.sandbox.allowance import Allowance, killed
+from esper.sandbox.probe import allowed, available, describe
+from esper.sandbox.watch import Watch, end_family, read_capped, read_tail
+from esper.urabrask.child import Spec
 from esper.urabrask.plan import QUICK, Plan
 from esper.urabrask.runtime import runtime
 from esper.urabrask.standing import Standing
 
 log = logging.getLogger("esper.urabrask")
 LEASE_SECONDS = 120.0
+# What is read back from a child. A report is some hundred kilobytes, all stages' names are one.
+_MAX_REPORT_BYTES, _MAX_STAGES_BYTES, _MAX_STDERR_BYTES = 4 << 20, 1 << 16, 400
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Limits:
     deadline_seconds: float = 180.0  # for the proof, and again for the measurement
     plan: Plan = QUICK
     memory_bytes: int = 8 << 30
+
+    def allowance(self) -> Allowance:
+        # Where the deadline is a long one, as for a benchmark, processor time is no tighter.
+        return Allowance(self.memory_bytes, cpu_seconds=max(900, int(2 * self.deadline_seconds)))
 
 
 def run(
@@ -107,10 +114,12 @@ def _permit(breaker: CircuitBreaker) -> Permit:
 
 def _runtime(breaker: CircuitBreaker) -> Runtime:
     """What this machine can run; a failure to find out counts like a child that cannot start."""
-    if runtime.cache_info().currsize:
+    if runtime.cache_info().currsize and available.cache_info().currsize:
         return runtime()
     with _permit(breaker):
-        return runtime()
+        found = runtime()
+        log.info("kernels are shut in: %s", describe(available()))
+        return found
 
 
 def handle(library: Library, claim: KernelClaim, stop: threading.Event) -> int:
@@ -247,7 +256,10 @@ def _in_child(
 ) -> ValidationReport | None:
     """One stage: the measurement where there is a `plan`, else the proof."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="esper-urabrask-") as base:
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-urabrask-") as base,
+        _pipe() as (stages, stage),
+    ):
         home = Path(base)
         scratch = home / "scratch"
         scratch.mkdir()
@@ -255,12 +267,13 @@ def _in_child(
             kernel_id=kernel_id,
             artifact=str(path.resolve()),
             digest=digest,
-            report=str(home / "report.json"),
-            stage=str(home / "stage"),
+            report=str(scratch / "report.json"),
+            stage=stage,
             folder=str(scratch),
             parent=os.getpid(),
             plan=plan,
-            memory_bytes=limits.memory_bytes,
+            allowance=limits.allowance(),
+            layers=allowed(),
         )
         how = _run_child(spec, home, limits.deadline_seconds, give_up)
         if how is None:
@@ -271,12 +284,15 @@ def _in_child(
             _check_room(home)
         else:
             try:
-                return ValidationReport.model_validate_json(Path(spec.report).read_bytes())
+                return ValidationReport.model_validate_json(
+                    read_capped(Path(spec.report), _MAX_REPORT_BYTES)
+                )
             except (OSError, ValidationError) as e:
-                how = f"left no readable report ({type(e).__name__})"
-        during = _text(Path(spec.stage)) or NOT_YET
-        said = _text(home / "stderr")[-400:].strip()
-        if during == NOT_YET:
+                why = e if isinstance(e, OSError) else type(e).__name__
+                how = f"left no readable report ({why})"
+        during = _last_line(stages)
+        said = read_tail(home / "stderr", _MAX_STDERR_BYTES).strip()
+        if not during:
             raise EsperError(
                 f"the process that was to examine kernel {kernel_id} {how} before it began; "
                 f"check that this installation is complete: {said}"
@@ -307,7 +323,6 @@ def _run_child(
     spec: Spec, home: Path, deadline_seconds: float, give_up: tuple[threading.Event, ...]
 ) -> str | None:
     """Returns "" for a clean end, None when told to give up, else how the child failed."""
-    start = time.monotonic()
     (home / "spec.json").write_text(spec.model_dump_json())
     # One thread, and nothing the kernel prints can be taken for a report.
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -321,57 +336,52 @@ def _run_child(
             stderr=stderr,
             env={**os.environ, **single},
             process_group=0,
+            pass_fds=(spec.stage,),
         )
     verdict: str | None = ""
+    watch = Watch(child.pid, spec.allowance, [Path(spec.folder)])
     try:
         while not _ended(child.pid):
             if any(event.is_set() for event in give_up):
                 verdict = None
                 break
-            # At idle priority beside a busy trainer a child may wait for a core for minutes;
-            # that is not the kernel's fault and does not count.
-            elapsed = time.monotonic() - start
-            if elapsed > deadline_seconds and elapsed - _starved(child.pid) > deadline_seconds:
+            if watch.seconds() > deadline_seconds:
                 verdict = f"did not finish within {deadline_seconds:g} s"
+            verdict = verdict or watch.excess()
+            if verdict:
                 break
             time.sleep(0.02)
     finally:
-        _kill(child.pid)
+        end_family(child.pid)
         code = child.wait()
     if verdict == "" and code:
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return killed(-code, spec.allowance) if code < 0 else f"exited with {code}"
     return verdict
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _last_line(pipe: int) -> str:
+    os.set_blocking(pipe, False)
+    try:
+        lines = os.read(pipe, _MAX_STAGES_BYTES).decode(errors="replace").splitlines()
+    except BlockingIOError:  # nothing was written
+        return ""
+    return lines[-1][:200] if lines else ""
 
 
 def _ended(pid: int) -> bool:
     # WNOWAIT leaves the zombie in place, so that its process group cannot become another's
     # before the rest of the group is killed.
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _starved(pid: int) -> float:
-    """Seconds that the child's main thread was ready to run and had no core."""
-    fields = _text(Path("/proc", str(pid), "schedstat")).split()
-    return int(fields[1]) * 1e-9 if len(fields) > 1 else 0.0
-
-
-def _kill(pid: int) -> None:
-    """End the child and whatever it started, also what left its process group."""
-    strays: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        strays = psutil.Process(pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-    for stray in strays:
-        with contextlib.suppress(psutil.Error):
-            stray.kill()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _rejection(kernel_id: str, reason: str, seconds: float) -> ValidationReport:

@@ -106,12 +106,12 @@ class Processes:
         return False
 
     def proving(self) -> bool:
-        """A child of Urabrask's, which works beside the file that says how far it is, proves."""
+        """A child of Urabrask's has opened a kernel, and the proof is what it does first."""
         for process in self.family("bench"):
             try:
-                if "esper.urabrask.child" in process.cmdline():
-                    return Path(process.cwd(), "../stage").read_text() == "the proof"
-            except (psutil.Error, OSError):
+                if "/forward.so" in Path(f"/proc/{process.pid}/maps").read_text():
+                    return True
+            except OSError:
                 continue
         return False
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -20,7 +17,7 @@ from esper.leyline.base import sha256
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tezzeret import contest, forge, service
-from esper.tezzeret.worker import Forge, Stopwatch
+from esper.tezzeret.worker import Forge
 from esper.urza.library import LocalLibrary
 from tests.support import bottleneck
 from tests.tezzeret.test_analysis import blueprint, linear
@@ -86,42 +83,3 @@ def test_of_several_builds_the_first_is_kept_unless_another_is_clearly_faster(
 
     assert kept() == kept("a little faster", "crashes") == "first"
     assert kept("fast", "faster", "crashes") == "faster"
-
-
-def test_waiting_for_a_core_is_no_time_of_the_blueprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stopwatch, "EVERY", 0.05)
-    seen = [0.0, False]
-    monkeypatch.setattr(Stopwatch, "_family", lambda self: tuple(seen))
-    watch = Stopwatch(os.getpid())
-
-    def after(seconds: float, used: float, ready: bool) -> float:
-        seen[:] = used, ready
-        time.sleep(seconds)
-        return watch.seconds()
-
-    assert after(0.2, used=0.0, ready=True) == 0, "starved"
-    assert after(0.2, used=0.03, ready=True) == pytest.approx(0.03), "a little of a core"
-    assert after(0.2, used=9.0, ready=True) < 8, "on many cores it is the time that counts"
-    before = watch.seconds()
-    assert after(0.2, used=9.0, ready=False) >= before + 0.2, "asleep"
-
-
-def test_a_process_that_sleeps_is_timed_in_full_with_its_children() -> None:
-    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r])"
-    spin = "while True: pass"
-    for inner, least in ((spin, 0.0), ("import time; time.sleep(60)", 1.0)):
-        process = subprocess.Popen([sys.executable, "-c", program % inner], process_group=0)
-        try:
-            while not psutil.Process(process.pid).children():
-                time.sleep(0.05)
-            time.sleep(1.0)  # for the child to have started
-            watch = Stopwatch(process.pid)
-            time.sleep(1.2)
-            (child,) = psutil.Process(process.pid).children()
-            assert watch.seconds() >= least
-            if inner is spin:
-                assert watch.seconds() <= child.cpu_times().user + child.cpu_times().system + 0.2
-                assert watch.seconds() > 0
-        finally:
-            os.killpg(process.pid, 9)
-            process.wait()

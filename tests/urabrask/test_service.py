@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,9 @@ from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.oona import breaker
 from esper.oona.breaker import BreakerPolicy
+from esper.sandbox.allowance import Allowance
+from esper.sandbox.layers import Layer
+from esper.sandbox.probe import available
 from esper.urabrask import service
 from esper.urabrask.runtime import runtime
 from esper.urabrask.service import Limits, examine_file
@@ -45,8 +49,22 @@ ATTACKS = {
     "litter": 'if (!fork()) { setsid(); execlp("sleep", "sleep", "600", (char *)0); } '
     "for (;;) pause();",
     "bomb": "for (;;) { char *p = malloc(1 << 26); if (!p) abort(); memset(p, 1, 1 << 26); }",
+    # Slow enough that a test machine on which nothing but the owner holds it survives it.
+    "fork": "for (int n = 0; n < 3000; ++n) { if (!fork()) { setsid(); for (;;) pause(); } "
+    "usleep(2000); }",
+    "fill": 'for (int n = 0; ; ++n) { char name[32]; sprintf(name, "%d", n); '
+    'FILE *f = fopen(name, "w"); for (int i = 0; i < 900; ++i) fwrite(block, 1 << 20, 1, f); }',
+    "connect": 'struct sockaddr_un to = {.sun_family = AF_UNIX}; strcpy(to.sun_path, '
+    'getenv("ESPER_TEST_SOCKET")); int fd = socket(AF_UNIX, SOCK_STREAM, 0); '
+    "_exit(fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) ? 9 : 10);",
+    # Of the report, and of what is said of the stage: each could be a way to fool the service.
+    "flood": 'FILE *f = fopen("report.json", "w"); for (int i = 0; i < 9; ++i) '
+    "fwrite(block, 1 << 20, 1, f); _exit(0);",
+    "link": 'symlink("/dev/zero", "report.json"); _exit(0);',
+    "babble": "for (int fd = 3; fd < 64; ++fd) write(fd, block, 100); _exit(5);",
     "inert": "",
 }
+HEADERS = ("stdio", "stdlib", "string", "sys/socket", "sys/stat", "sys/un", "unistd")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +75,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     for name, statement in ATTACKS.items():
         source = folder / f"{name}.c"
         source.write_text(
-            "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n"
+            "".join(f"#include <{name}.h>\n" for name in HEADERS)
+            + "static char block[1 << 20];\n"
             f"__attribute__((constructor)) static void attack(void) {{ {statement} }}\n"
         )
         library = source.with_suffix(".so")
@@ -101,6 +120,10 @@ def _children() -> set[int]:
         ("abort", "was killed by SIGABRT"),
         ("hang", "did not finish within 8 s during the opening"),
         ("bomb", "was killed by SIGABRT"),
+        ("fork", "started more than 64 processes during the opening"),
+        ("flood", "left no readable report ([Errno 27] has more than 4 MiB: 'report.json')"),
+        ("link", "left no readable report ([Errno 40] Too many levels of symbolic links"),
+        ("babble", "exited with 5 during "),
     ],
 )
 def test_a_kernel_that_kills_its_process_is_rejected_with_the_reason(
@@ -108,12 +131,40 @@ def test_a_kernel_that_kills_its_process_is_rejected_with_the_reason(
 ) -> None:
     path, digest = _write(tmp_path, hostile[attack])
     before = _children()
+    seconds = 8 if attack == "hang" else 60
     report = examine_file(
-        path, "k-hostile", digest, Limits(deadline_seconds=8, memory_bytes=2 << 30)
+        path, "k-hostile", digest, Limits(deadline_seconds=seconds, memory_bytes=2 << 30)
     )
     assert report is not None and not report.accepted
     assert says in report.reason
     assert not _children() - before
+
+
+def test_a_kernel_that_fills_the_disk_is_stopped(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digest = _write(tmp_path, hostile["fill"])
+    small = Allowance(memory_bytes=2 << 30, disk_bytes=64 << 20)
+    monkeypatch.setattr(Limits, "allowance", lambda self: small)
+    report = examine_file(path, "k", digest)
+    assert report is not None and "wrote more than 64 MiB to its folder" in report.reason
+
+
+def test_a_kernel_reaches_nobody(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if available()[Layer.SOCKETS]:
+        pytest.skip(f"no filter of system calls here: {available()[Layer.SOCKETS]}")
+    monkeypatch.setenv("ESPER_TEST_SOCKET", str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        path, digest = _write(tmp_path, hostile["connect"])
+        report = examine_file(path, "k", digest)
+        assert report is not None and "exited with 9" in report.reason
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_what_a_killed_child_started_is_killed_too(
@@ -165,6 +216,7 @@ def test_a_child_that_cannot_start_is_not_the_kernels_fault(
         with pytest.raises(EsperError, match="which kernels run here"):
             service.run(library, threading.Event(), worker_name="w", once=True)
     runtime()
+    available()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EsperError, match="before it began"):
         service.run(library, threading.Event(), worker_name="w", once=True)
@@ -211,7 +263,7 @@ def test_after_three_failures_of_the_machine_kernels_are_left_alone_until_a_prob
     # The kernel does make its child fail, which would be its own fault on a sound machine.
     monkeypatch.setattr(service, "_check_room", full_disk)
     monkeypatch.setattr(
-        service, "_run_child", lambda spec, *_: Path(spec.stage).write_text("x") and "exited with 1"
+        service, "_run_child", lambda spec, *_: os.write(spec.stage, b"x\n") and "exited with 1"
     )
     stop = threading.Event()
     worker = threading.Thread(target=service.run, args=(library, stop),
@@ -275,15 +327,17 @@ def test_the_child_stays_in_the_session_and_dies_with_its_parent(
         children: list[psutil.Process] = []
         while not children and time.monotonic() < deadline:
             time.sleep(0.1)
-            children = psutil.Process(parent.pid).children()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = [p for p in psutil.Process(parent.pid).children()
+                            if "esper.urabrask.child" in p.cmdline()]
         time.sleep(3)  # until it hangs in the kernel
-        (child,) = children
-        assert os.getsid(child.pid) == os.getsid(0)
+        children += children[0].children(recursive=True)
+        assert {os.getsid(child.pid) for child in children} == {os.getsid(0)}
     finally:
         parent.kill()
         parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=60)
-    assert not alive
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert children and not alive
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Fences around foreign work: what a child shuts itself into, and what its owner watches."""
