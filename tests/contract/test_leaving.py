@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from esper.leyline.library import Library
-from tests.contract.test_library import clock as clock
-from tests.contract.test_library import library as library
 from tests.urza.support import OTHER, SIG, blueprint
 
 
