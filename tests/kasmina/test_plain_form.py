@@ -36,8 +36,8 @@ def test_outputs_and_gradients_of_every_mode(site: SiteSignature, mode: int) -> 
         leaf = torch.randn(site.shape(3, 4), requires_grad=True)
         h = leaf * 1
         loss = runner(h).square().sum()
-        got_h, *got = torch.autograd.grad(loss, [leaf, *params], allow_unused=True) \
-            if mode != TRAINING else [torch.autograd.grad(loss, leaf)[0], *[p.grad for p in params]]
+        loss.backward()
+        got_h, *got = (t.grad for t in (leaf, *params))
         other = leaf.detach().clone().requires_grad_()
         leaves = [p.detach().clone().requires_grad_() for p in params]
         seed = apply(ir, site, other if mode == FULL else other.detach(), leaves)
