@@ -20,7 +20,7 @@ $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -U pip setuptools wheel
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy pybind11 ninja cmake
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[test]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[test]" "$(TORCH)"
 	touch $@
 
 demo: setup

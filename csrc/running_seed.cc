@@ -10,6 +10,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/maximum.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/function.h>
@@ -101,15 +102,22 @@ std::string RunningSeed::failure() const {
 }
 
 void RunningSeed::MeasureDrift(const at::Tensor& h, const at::Tensor& out) {
-  if (!wants_drift_.exchange(false)) return;
+  if (!wants_drift_) return;
   at::AutoDispatchBelowADInplaceOrView below;
   at::AutoGradMode no_grad(false);
   at::Tensor drift = at::linalg_vector_norm(out - h) / at::linalg_vector_norm(h);
+  at::Tensor before;
+  {
+    const ForkSafe lock(mutex_);
+    before = drift_;
+  }
+  if (before.defined()) drift = at::maximum(before, drift);  // not with the lock held: it allocates
   const ForkSafe lock(mutex_);
   std::swap(drift_, drift);  // the one before goes after the lock
 }
 
 at::Tensor RunningSeed::TakeDrift() {
+  wants_drift_ = false;
   const ForkSafe lock(mutex_);
   return std::exchange(drift_, at::Tensor());
 }

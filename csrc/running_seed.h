@@ -63,7 +63,8 @@ class RunningSeed : public FailureSink, public std::enable_shared_from_this<Runn
   void Fail(const std::string& why) override ESPER_EXCLUDES(mutex_);  // the first one is kept
   std::string failure() const ESPER_EXCLUDES(mutex_);        // empty: none
 
-  // Asks for |out - h| / |h| of the next forward; the answer is taken once, undefined till then.
+  // Asks for |out - h| / |h| of the calls until it is taken: the largest, for a module may be called
+  // several times in a forward. Undefined where there was no call.
   void AskForDrift() { wants_drift_ = true; }
   void MeasureDrift(const at::Tensor& h, const at::Tensor& out) ESPER_EXCLUDES(mutex_);
   at::Tensor TakeDrift() ESPER_EXCLUDES(mutex_);

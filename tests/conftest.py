@@ -36,6 +36,14 @@ def feature_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tests.kernels.Kernels`, shared: tests that use it are marked slow."""
+    from tests.kernels import Kernels
+
+    return Kernels(tmp_path_factory.mktemp("kernels"))
+
+
 @pytest.fixture
 def extension() -> Any:
     """`esper._C`; without it the test is skipped, and says so."""

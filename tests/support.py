@@ -111,6 +111,9 @@ def plain_kernel(ir: BlueprintIR, signature: SiteSignature) -> Any:
             return (g if ctx.mode == 0 else (1 - ctx.alpha) * g, None, None, *got)
 
     def kernel(h: Tensor, params: list[Tensor], alpha: float, mode: int) -> Tensor:
+        if h.dtype != params[0].dtype and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return kernel(h.to(params[0].dtype), params, alpha, mode).to(h.dtype)
         if mode != 0 and alpha == 0:
             return h
         return full(h, params, alpha) if mode == 2 else Isolated.apply(h, alpha, mode, *params)

@@ -22,6 +22,7 @@ ROOMS = {
     "urabrask": {"leyline", "oona", "sandbox", "kasmina.artifact", "kasmina.native"},
     "tamiyo": {"leyline"},
     "tolaria": {"leyline", "kasmina", "tamiyo"},
+    "integrations": {"tolaria", "kasmina.output"},
     "nissa": {"leyline", "oona"},
     "nn": {"leyline", "kasmina", "tezzeret", "urabrask", "urza.library", "triton_kernels"},
     "rpc": {"leyline", "urza", "oona"},
@@ -80,6 +81,17 @@ def test_nothing_is_pickled() -> None:
                 assert not {"pickle", "dill", "cloudpickle"} & {a.name for a in node.names}, path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert any(k.arg == "weights_only" for k in node.keywords), path
+
+
+def test_frameworks_are_imported_by_the_file_of_their_name_only() -> None:
+    frameworks = {"lightning", "pytorch_lightning", "transformers", "accelerate", "timm"}
+    allowed = {"integrations/lightning.py", "integrations/transformers.py"}
+    for path in PACKAGE:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+        used = {n.partition(".")[0] for n in names} & frameworks
+        assert not used or str(path.relative_to(ROOT / "esper")) in allowed, (path, used)
 
 
 def test_the_contracts_need_no_torch() -> None:

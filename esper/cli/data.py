@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from esper.cli.config import DataConfig
 from esper.errors import DataMissing
-from esper.kasmina.sites import undisturbed
+from esper.kasmina.probe import undisturbed
 
 Task = Literal["classification", "language"]
 Batch = tuple[Tensor, Tensor]

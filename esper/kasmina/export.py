@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from esper.errors import SiteError
+from esper.kasmina import output
 from esper.kasmina.growth import Growth, growth_of
 from esper.kasmina.seed import Seed
 from esper.kasmina.slot import Slot
@@ -26,12 +28,23 @@ from esper.leyline.signature import SiteKind, SiteSignature
 
 SOURCE, WEIGHTS = "grown.py", "model.safetensors"
 
-_HEAD = '''"""A model that grew, written out as plain torch. Generated; needs torch only."""
+_HEAD = f'''"""A model that grew, written out as plain torch. Generated; needs torch only."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+
+{inspect.getsource(output.parts_of)}
+
+{inspect.getsource(output.first_tensor)}
+
+{inspect.getsource(output.with_tensor)}
 
 def _attach(model, site, block):
     """Send the output of `site` through `block`; its parameters live on the site itself."""
@@ -39,10 +52,6 @@ def _attach(model, site, block):
     for name, parameter in block.items():
         module.register_parameter(name, parameter)
     return module
-
-
-def _first(output, f):
-    return f(output) if isinstance(output, torch.Tensor) else (f(output[0]), *output[1:])
 
 '''
 
@@ -112,10 +121,14 @@ def _seed_source(seed: Seed, index: int) -> list[str]:
     return [*lines, f"    return {blend}", "", ""]
 
 
-def _source(growth: Growth) -> str:
+def _kept(growth: Growth) -> list[Seed]:
+    """The seeds that influence the output, in the order in which their hooks run."""
     kept = [s for s in growth.fossils() + growth.active()
             if s.kernel is not None and s.alpha > 0 and s.failure is None]
-    kept.sort(key=lambda s: s.number)  # the order in which their hooks run
+    return sorted(kept, key=lambda s: s.number)
+
+
+def _source(kept: list[Seed]) -> str:
     body: list[str] = []
     grow = ["def grow(model):", '    """Give a fresh host the seeds it had grown; in place."""']
     for index, seed in enumerate(kept):
@@ -126,7 +139,9 @@ def _source(growth: Growth) -> str:
         )
         # By name, not as a lambda: a model that is sent to other processes is pickled.
         body += [f"def hook_{index}(module, args, output):",
-                 f"    return _first(output, lambda h: seed_{index}(module, h))", "", ""]
+                 "    h = first_tensor(output)",
+                 "    if h is None:", "        return output",
+                 f"    return with_tensor(output, seed_{index}(module, h))", "", ""]
         grow += [f"    module = _attach(model, {seed.site.name!r}, {{{shapes}}})",
                  f"    module.register_forward_hook(hook_{index})"]
     return _HEAD + "\n" + "\n".join(body) + "\n".join([*grow, "    return model", ""])
@@ -141,14 +156,19 @@ def export(model: nn.Module, folder: str | Path | None = None) -> nn.Module:
     Args:
         folder: where to write `grown.py` and `model.safetensors`; created where missing.
 
+    Hooks of your own come along in the copy, in the order they had; not into the folder, where a
+    fresh host gets its seeds after the hooks that it has.
+
     Raises:
-        SiteError: the model is not wrapped.
+        SiteError: the model is not wrapped, or cannot be copied.
     """
     growth = growth_of(model)
-    source = _source(growth)
+    kept = _kept(growth)
+    source = _source(kept)
     plain = _bare_copy(growth)
     namespace = _run(source)
     namespace.grow(plain)
+    _order_hooks(growth, plain, kept)
     state = {k: v for k, v in growth.model.state_dict().items() if k in plain.state_dict()}
     plain.load_state_dict(state)
     if folder is not None:
@@ -162,21 +182,39 @@ def export(model: nn.Module, folder: str | Path | None = None) -> nn.Module:
 
 
 def _bare_copy(growth: Growth) -> nn.Module:
-    """A deep copy of the host with every seed taken off while copying, then put back."""
-    seeds = [s for s in growth.active() + growth.fossils() if s.kernel is not None]
-    seeds.sort(key=lambda s: s.number)
-    for seed in seeds:
-        seed.detach()
+    """A deep copy of the host without its seeds and slots. The host is not touched: seeds that
+    were taken off and put back would run after hooks that were registered later."""
     try:
         plain = copy.deepcopy(growth.model)
-        for name in growth.sites:
-            hooks = plain.get_submodule(name)._forward_hooks
-            for key in [k for k, hook in hooks.items() if isinstance(hook, Slot)]:
+    except Exception as e:
+        raise SiteError(
+            f"the model cannot be copied: {type(e).__name__}: {e}. copy.deepcopy(model) must work; "
+            "a hook or an attribute that holds a lock, a file or a tensor of a graph prevents it"
+        ) from e
+    for name in growth.sites:
+        hooks = plain.get_submodule(name)._forward_hooks
+        for key, hook in list(hooks.items()):
+            if isinstance(hook, Slot) or isinstance(getattr(hook, "__self__", None), Seed):
                 del hooks[key]
-        return plain
-    finally:
-        for seed in seeds:
-            seed.attach()
+    for seed in growth.active() + growth.fossils():
+        if seed.kernel is not None:
+            for name in seed.parameter_names:
+                delattr(plain.get_submodule(seed.site.name), name)
+    return plain
+
+
+def _order_hooks(growth: Growth, plain: nn.Module, kept: list[Seed]) -> None:
+    """Move the seeds' hooks, which `grow` registered last, to where they run in the host."""
+    for name, site in growth.sites.items():
+        seeds = [s for s in kept if s.site.name == name]
+        hooks = plain.get_submodule(name)._forward_hooks
+        added = list(hooks)[len(hooks) - len(seeds):]
+        for key in site.found.module._forward_hooks:
+            if key in hooks:
+                hooks.move_to_end(key)  # type: ignore[attr-defined]
+            for seed, new in zip(seeds, added, strict=True):
+                if seed.hook_id == key:
+                    hooks.move_to_end(new)  # type: ignore[attr-defined]
 
 
 def _run(source: str) -> Any:

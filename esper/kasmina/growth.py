@@ -308,8 +308,8 @@ def wrap(
     Args:
         sites: module names, shell patterns ("layer*.1"), or "auto" for `suggest_sites`. Names are
             those of the model as it was written, without torch.compile's prefix.
-        example: one input batch, or a tuple of positional arguments, to see shapes with. It
-            may be left out where every site is a layer that declares its width.
+        example: one input batch, a tuple of positional arguments or a mapping of named ones, to
+            see shapes with. It may be left out where every site is a layer that declares its width.
         kind: say which layout the sites have, where it cannot be told from the rank.
         causal: token sites belong to an autoregressive model and must not look ahead.
         compiled: say so where it cannot be seen from the model, because the model will be
@@ -320,8 +320,10 @@ def wrap(
             wrapped already; or it is compiled and esper's extension is not there.
     """
     plain, compiled = _plain(model), compiled or is_compiled(model)
-    if plain.__dict__.get(_ATTRIBUTE) is not None:
-        raise SiteError("the model is wrapped already; esper.unwrap(model) first")
+    if growths := _growths_in(plain):
+        name = next(iter(growths))
+        raise SiteError(f"{f'its module {name!r}' if name else 'the model'} is wrapped already; "
+                        "esper.unwrap(model) first")
     with uncompiled(compiled):
         found = find_sites(plain, sites, example, kind=kind, causal=causal)
     if compiled:
@@ -331,14 +333,18 @@ def wrap(
 
 
 def growth_of(model: nn.Module) -> Growth:
-    """The growth of a wrapped model.
+    """The growth of a wrapped model, or of the wrapped module that a model holds.
 
     Raises:
         SiteError: the model is not wrapped, or was compiled after it was wrapped.
     """
-    growth: Growth | None = _plain(model).__dict__.get(_ATTRIBUTE)
-    if growth is None:
+    growths = _growths_in(_plain(model))
+    if not growths:
         raise SiteError("the model is not wrapped; call esper.wrap(model, ...) first")
+    if len(growths) > 1:
+        raise SiteError(f"several modules of the model are wrapped: {', '.join(growths)}; name one "
+                        "of them, or wrap the whole model once")
+    (growth,) = growths.values()
     if is_compiled(model) and not growth.compiled:
         raise SiteError(
             "the model was wrapped first and compiled later, so its graph has no place for seeds; "
@@ -367,6 +373,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         site.seed, site.fossils, site.pending, site.slot = None, [], None, None
     del growth.model.__dict__[_ATTRIBUTE]
     return model
+
+
+def _growths_in(model: nn.Module) -> dict[str, Growth]:
+    """By the name of the module that was wrapped; "" for the model itself."""
+    found = {n: m.__dict__.get(_ATTRIBUTE) for n, m in model.named_modules()}
+    return {name: growth for name, growth in found.items() if growth is not None}
 
 
 def _plain(model: nn.Module) -> nn.Module:

@@ -48,9 +48,9 @@ class Runner(Protocol):
     @property
     def failure(self) -> str: ...
     def ask_for_drift(self) -> None:
-        """Measure |out - h| / |h| in the next call."""
+        """Measure |out - h| / |h| in every call until `take_drift`."""
     def take_drift(self) -> Tensor | None:
-        """The drift that was asked for, once; None until it has been measured."""
+        """The largest drift of these calls, once; None where there was none."""
 
 
 class PlainRunner:
@@ -80,7 +80,7 @@ class PlainRunner:
         self._wants_drift = True
 
     def take_drift(self) -> Tensor | None:
-        drift, self._drift = self._drift, None
+        drift, self._drift, self._wants_drift = self._drift, None, False
         return drift
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -102,10 +102,12 @@ class PlainRunner:
                 self._learn_aside(h)
             return h
         out = self._kernel(h, self._params, alpha, mode)
-        if self._wants_drift and mode != TRAINING:
+        if mode == TRAINING and out is not h:
+            return out.clone()  # torch lets nobody work in place on a view that Python's node made
+        if self._wants_drift:
             with torch.no_grad():
-                self._drift = (out - h).norm() / h.norm()
-            self._wants_drift = False
+                drift = (out - h).norm() / h.norm()
+                self._drift = drift if self._drift is None else self._drift.maximum(drift)
         return out
 
     def _learn_aside(self, h: Tensor) -> None:

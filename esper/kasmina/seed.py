@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from esper.errors import KernelFailure
 from esper.kasmina.artifact import OpenedKernel
 from esper.kasmina.guards import Health
+from esper.kasmina.output import first_tensor, with_tensor
 from esper.kasmina.runner import PlainRunner, Runner, make_runner
 from esper.kasmina.schedule import Schedule, linear
-from esper.kasmina.sites import Found, first_tensor
+from esper.kasmina.sites import Found
 from esper.leyline.lifecycle import SeedState, check
 from esper.leyline.mode import FULL, GRAFTING, TRAINING
 
@@ -128,6 +129,12 @@ class Seed:
         for name in self.parameter_names:
             delattr(self.site.module, name)
 
+    @property
+    def hook_id(self) -> int | None:
+        """Where among the module's forward hooks it runs; None while it is off."""
+        handle = self._handle if self._slot is None else self._slot.handle
+        return None if handle is None else handle.id
+
     def remove(self) -> None:
         """Leave for good."""
         self.detach()
@@ -171,9 +178,7 @@ class Seed:
         if h is None or self.runner is None:
             return output
         out = self.runner(h)
-        if out is h:
-            return output
-        return out if isinstance(output, Tensor) else (out, *output[1:])
+        return output if out is h else with_tensor(output, out)
 
     def _drive(self) -> None:
         """Tell the runner how to run from now on."""

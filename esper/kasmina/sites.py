@@ -1,42 +1,43 @@
 """Growth sites: where a model may grow, found by name, by pattern, or by looking.
 
-A site is a module's output. Probing runs the model once, in eval mode under no_grad with
-the random state kept, so it leaves nothing behind in the model.
+A site is a module's output. A module that is called several times in a forward is one site: its
+seeds run at each call, on the same parameters.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from esper.errors import SiteError
-from esper.kasmina.rng import rng_state, set_rng_state
+from esper.kasmina.probe import Record, is_leaf, probe
 from esper.leyline.signature import DType, SiteKind, SiteSignature
 
 MIN_CHANNELS = 4
 _KINDS = {2: SiteKind.FEATURES, 3: SiteKind.TOKENS, 4: SiteKind.MAP}
-# Layers whose 3-d output is [B, C, L], which is no kind of site.
-_CHANNELS_FIRST_1D = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_RANKS = {kind: rank for rank, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True)
 class Found:
     """A site that exists: its module, what a kernel sees there, and positions per sample.
 
-    `positions` is None where no example was given to see them with.
+    `positions` has an entry for each call in one forward; it is None where no example was given
+    to see them with.
     """
 
     name: str
     module: nn.Module
     signature: SiteSignature
-    positions: int | None
+    positions: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -53,110 +54,75 @@ class Suggestion:
         return f"{'+' if self.suitable else '-'} {self.name}  {sign}  {self.reason}"
 
 
-@dataclass
-class _Seen:
-    calls: int = 0
-    shape: tuple[int, ...] = ()
-    keeps_shape: bool = False
-    dtype: torch.dtype | None = None
-    device: str = ""
-    is_result: bool = False
-    tensor: Tensor | None = None
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor that a seed would blend: the output itself, or the first of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no_grad inside; training flags and random states as before afterwards."""
-    modes = {m: m.training for m in model.modules()}
-    random_state = rng_state()
-    with torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            set_rng_state(random_state)
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def _probe(model: nn.Module, example: Any) -> dict[str, _Seen]:
-    seen: dict[str, _Seen] = {name: _Seen() for name, _ in model.named_modules()}
-    handles = []
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            record, tensor = seen[name], first_tensor(output)
-            record.calls += 1
-            if tensor is not None and tensor.is_floating_point():
-                record.tensor, record.shape = tensor, tuple(tensor.shape)
-                record.dtype, record.device = tensor.dtype, tensor.device.type
-                given = first_tensor(args) if args else None
-                record.keeps_shape = given is not None and given.shape == tensor.shape
-
-        return hook
-
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_hook(watch(name)))
-    try:
-        with undisturbed(model):
-            args = example if isinstance(example, tuple) else (example,)
-            result = first_tensor(model(*args))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for record in seen.values():
-        record.is_result = record.tensor is not None and record.tensor is result
-        record.tensor = None
-    return seen
+def _check_grows(name: str, module: nn.Module) -> None:
+    """Raises SiteError for what gives a fitting tensor and is no place for a seed all the same."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SiteError(
+            f"site {name!r}: it is a TorchScript module, which takes no new parameters and calls "
+            "no hooks of Python; wrap the model before torch.jit.script, or name a module around it"
+        )
+    if "parametrizations" in name.split("."):
+        raise SiteError(
+            f"site {name!r}: it computes a weight (torch.nn.utils.parametrize), not an "
+            "activation; name the layer that uses the weight"
+        )
 
 
 def _signature(
-    name: str, module: nn.Module, seen: _Seen, kind: SiteKind | None, causal: bool
-) -> tuple[SiteSignature, int]:
+    name: str, module: nn.Module, record: Record, kind: SiteKind | None, causal: bool
+) -> tuple[SiteSignature, tuple[int, ...]]:
     """Raises SiteError where the output has no layout a kernel could take."""
-    if seen.calls == 0:
-        raise SiteError(f"site {name!r}: the module is not called in the model's forward")
-    if seen.calls > 1:
+    _check_grows(name, module)
+    if record.calls == 0:
         raise SiteError(
-            f"site {name!r}: called {seen.calls} times in one forward; name a module called once"
+            f"site {name!r}: the module is not called in the model's forward (it may be used "
+            "by its weights alone); name the module around it"
         )
-    kind = kind or _KINDS.get(len(seen.shape))
-    if kind is None or len(seen.shape) != {v: k for k, v in _KINDS.items()}[kind]:
+    if len(record.seen) < record.calls:
         raise SiteError(
-            f"site {name!r}: output of shape {list(seen.shape) or 'unknown'}; a site is a float "
-            "tensor [B, C], [B, T, C] or [B, C, H, W]"
+            f"site {name!r}: output is no float tensor, nor does it hold one of two dimensions or "
+            "more; a site is a float tensor [B, C], [B, T, C] or [B, C, H, W]"
         )
-    if kind is SiteKind.TOKENS and isinstance(module, _CHANNELS_FIRST_1D):
-        raise SiteError(f"site {name!r}: {type(module).__name__} gives [B, C, L], not [B, T, C]")
-    channels = seen.shape[1] if kind is SiteKind.MAP else seen.shape[-1]
-    positions = 1
-    for extent in seen.shape[1:]:
-        positions *= extent
+    first = record.seen[0]
+    kind = kind or _KINDS.get(len(first.shape))
+    for seen in record.seen:
+        if kind is None or len(seen.shape) != _RANKS[kind]:
+            raise SiteError(
+                f"site {name!r}: output of shape {list(seen.shape)}; a site is a float "
+                "tensor [B, C], [B, T, C] or [B, C, H, W]"
+            )
+        if seen.layout:
+            raise SiteError(
+                f"site {name!r}: {type(module).__name__} gives {seen.layout}, of shape "
+                f"{list(seen.shape)}; kernels are made for [B, C], [B, T, C] and [B, C, H, W]: "
+                "name a module around it whose output is one of these"
+            )
+    axis = 1 if kind is SiteKind.MAP else -1
+    if len({(s.shape[axis], s.dtype, s.device) for s in record.seen}) > 1:
+        raise SiteError(
+            f"site {name!r}: called {record.calls} times in one forward, with outputs of "
+            + ", ".join(f"{list(s.shape)} {s.dtype}" for s in record.seen)
+            + "; a seed there needs one width and one type: name the modules around it"
+        )
+    channels = first.shape[axis]
     try:
+        assert kind is not None
         signature = SiteSignature(
             kind=kind,
             channels=channels,
-            dtype=DType(str(seen.dtype).removeprefix("torch.")),
-            device=seen.device,
+            dtype=DType(str(first.dtype).removeprefix("torch.")),
+            device=first.device,
             causal=causal and kind is SiteKind.TOKENS,
         )
     except ValueError as e:
         raise SiteError(f"site {name!r}: {e}") from e
-    return signature, positions // channels
+    return signature, tuple(prod(s.shape[1:]) // channels for s in record.seen)
 
 
 def _declared(name: str, module: nn.Module, kind: SiteKind | None, causal: bool) -> Found:
     """A site from what its layer says of itself, for `wrap` without an example."""
-    weight = next(iter(module.parameters(recurse=False)), None)
+    _check_grows(name, module)
+    weight: Any = getattr(module, "weight", None)  # a parametrized one is no parameter
     channels: int | None = None
     if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)):
         kind = kind or SiteKind.MAP
@@ -188,10 +154,11 @@ def suggest_sites(model: nn.Module, example: Any, *, causal: bool = False) -> li
     stages, transformer layers); where there are none, activations; else any hidden layer.
 
     Args:
-        model: any module; `example` is one input batch or a tuple of positional arguments.
+        model: any module.
+        example: one input batch, a tuple of positional arguments, or a mapping of named ones.
         causal: the model is autoregressive, so token sites must not look ahead.
     """
-    seen = _probe(model, example)
+    seen = probe(model, example)
     modules = dict(model.named_modules())
     looked: dict[str, Suggestion] = {}
     fit: list[str] = []
@@ -208,17 +175,20 @@ def suggest_sites(model: nn.Module, example: Any, *, causal: bool = False) -> li
             why = "it is the model's result; growing it would change what is predicted directly"
         elif signature.channels < MIN_CHANNELS:
             why = f"{signature.channels} channels are too few, at least {MIN_CHANNELS} are needed"
+        elif record.calls > 1 and next(module.parameters(), None) is None:
+            why = (f"called {record.calls} times, at places that share no weight; a seed would run "
+                   "at each: name it where that is meant")
         else:
             fit.append(name)
             why = "could be named; better places were found"
         looked[name] = Suggestion(name, signature, False, why)
 
-    counts = Counter(type(modules[n]) for n in fit if _is_block(modules[n]))
-    blocks = [n for n in fit if _is_block(modules[n]) and counts[type(modules[n])] > 1]
+    kinds = {n: type_before_parametrizations(modules[n]) for n in fit if _is_block(modules[n])}
+    counts = Counter(kinds.values())
+    blocks = [n for n, kind in kinds.items() if counts[kind] > 1]
     activations = [n for n in fit if type(modules[n]).__module__ == "torch.nn.modules.activation"
                    and not list(modules[n].parameters())]
-    layers = [n for n in fit if not list(modules[n].children())
-              and list(modules[n].parameters(recurse=False))]
+    layers = [n for n in fit if is_leaf(modules[n]) and list(modules[n].parameters())]
     chosen, why = next(
         ((names, why) for names, why in ((blocks, "a repeated block"),
                                          (activations, "a hidden activation"),
@@ -229,14 +199,14 @@ def suggest_sites(model: nn.Module, example: Any, *, causal: bool = False) -> li
         if any(name.startswith(f"{other}.") for other in chosen):
             looked[name] = Suggestion(name, looked[name].signature, False, "inside another site")
             continue
-        kept = " that keeps its input's shape" if seen[name].keeps_shape else ""
-        looked[name] = Suggestion(name, looked[name].signature, True, why + kept)
+        kept = " that keeps its input's shape" if seen[name].seen[0].keeps_shape else ""
+        calls = f", called {seen[name].calls} times" if seen[name].calls > 1 else ""
+        looked[name] = Suggestion(name, looked[name].signature, True, why + kept + calls)
     return sorted(looked.values(), key=lambda s: not s.suitable)
 
 
 def _is_block(module: nn.Module) -> bool:
-    plain = type(module) is nn.Sequential
-    return bool(list(module.children())) and not plain
+    return not is_leaf(module) and type(module) is not nn.Sequential
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -255,11 +225,16 @@ def find_sites(
 ) -> list[Found]:
     """The sites that `sites` names: module names, shell patterns, or "auto".
 
+    A module that has several names is one site, under the first of them.
+
     Raises:
         SiteError: a name or pattern matches nothing (the nearest names are given), or a
             matched module cannot be a site; says why.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first: dict[nn.Module, str] = {}
+    for name, module in modules.items():
+        first.setdefault(module, name)
     if sites == "auto":
         if example is None:
             raise SiteError("finding sites needs example=, one input batch to see shapes with")
@@ -279,10 +254,12 @@ def find_sites(
                 raise SiteError(
                     f"site {pattern!r} matches no module; nearest names: {', '.join(near) or '-'}"
                 )
-            names += [n for n in matched if n not in names]
+            for name in (first[modules[n]] for n in matched):
+                if name not in names:
+                    names.append(name)
     if example is None:
         return [_declared(name, modules[name], kind, causal) for name in names]
-    seen = _probe(model, example)
+    seen = probe(model, example)
     found = []
     for name in names:
         signature, positions = _signature(name, modules[name], seen[name], kind, causal)

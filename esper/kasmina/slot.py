@@ -22,8 +22,9 @@ from torch.utils.hooks import RemovableHandle
 
 from esper.errors import SiteError
 from esper.kasmina.native import extension
+from esper.kasmina.output import first_tensor, with_tensor
 from esper.kasmina.seed import Seed
-from esper.kasmina.sites import Found, first_tensor
+from esper.kasmina.sites import Found
 
 
 class Slot:
@@ -47,15 +48,14 @@ class Slot:
         # What needs a gradient where the host needs none: see csrc/ops.cc.
         self.anchor = torch.zeros(0, requires_grad=True)
         self._seeds: list[Seed] = []
-        self._handle: Any = found.module.register_forward_hook(self)
+        self.handle: Any = found.module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         h = first_tensor(output)
         if h is None:
             return output
         anchor = None if h.requires_grad else self.anchor
-        out = torch.ops.esper.slot(h, anchor, self.number)
-        return out if isinstance(output, Tensor) else (out, *output[1:])
+        return with_tensor(output, torch.ops.esper.slot(h, anchor, self.number))
 
     def add(self, seed: Seed) -> None:
         self._show([*self._seeds, seed])
@@ -65,7 +65,7 @@ class Slot:
 
     def close(self) -> None:
         """Take the hook off."""
-        self._handle.remove()
+        self.handle.remove()
         self._show([])
 
     def _show(self, seeds: list[Seed]) -> None:
@@ -77,7 +77,7 @@ class Slot:
         other = copy.copy(self)
         memo[id(self)] = other
         other._native = type(self._native)()
-        other.number, other._handle = other._native.number, None
+        other.number, other.handle = other._native.number, None
         other._show([copy.deepcopy(s, memo) for s in self._seeds])
         return other
 

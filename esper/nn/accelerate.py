@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.sites import undisturbed
+from esper.kasmina.probe import undisturbed
 from esper.leyline.artifact import Pipeline
 from esper.leyline.library import Library
 from esper.nn.device import device_kernel

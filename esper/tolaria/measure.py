@@ -6,6 +6,7 @@ the model as they were.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.growth import Growth
+from esper.kasmina.output import first_tensor, with_tensor
+from esper.kasmina.probe import batch_size, call, undisturbed
 from esper.kasmina.seed import Seed
-from esper.kasmina.sites import first_tensor, undisturbed
 from esper.kasmina.slot import uncompiled
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind
 from esper.tamiyo.state import SiteStatus
+
+log = logging.getLogger(__name__)
 
 SIGNAL_ALPHA = 0.1
 _MEASURED = (SeedState.TRAINING, SeedState.EVALUATING, SeedState.FINE_TUNING)
@@ -53,19 +57,31 @@ def counterfactual_gain(
 
 
 def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -> dict[str, float]:
-    """Gradient signal of every site: the sum over samples of |dL/dh| * |h|.
+    """Gradient signal of every site: the sum over samples, and over calls, of |dL/dh| * |h|.
 
     That is a bound on how much a change of h of its own size could lower the loss, to first
     order; the choice of "where" by the norm of the gradient at the site follows GradMax
     (Evci et al. 2022), which maximises the gradient norm of new neurons.
+
+    A site that no gradient reaches has no score. Nor has one that reentrant checkpointing hides,
+    if the model does that in eval mode too: that is logged.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: list[tuple[str, Tensor]] = []
+    hidden: set[str] = set()
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             tensor = first_tensor(output)
-            if tensor is not None and tensor.requires_grad:
-                outputs[name] = tensor
+            if tensor is None:
+                return output
+            if not torch.is_grad_enabled():
+                hidden.add(name)
+                return output
+            if not tensor.requires_grad:  # behind frozen layers
+                tensor = tensor.detach().requires_grad_()
+            outputs.append((name, tensor))
+            # What comes next may work in place, and the gradient would be that of its result.
+            return with_tensor(output, tensor.clone())
 
         return hook
 
@@ -76,18 +92,35 @@ def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -
             seed.forced = 0.0  # a probe is nothing to learn from
         with uncompiled(growth.compiled), undisturbed(model), torch.enable_grad():
             loss = loss_fn(model, batch)
-            grads = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True)
+            seen = list(outputs)  # checkpointing calls modules again in the backward
+            grads = _gradients(loss, [h for _, h in seen])
+        if hidden:
+            log.warning("no score of %s: called without gradients, as reentrant checkpointing "
+                        "does; with use_reentrant=False there is one", ", ".join(sorted(hidden)))
     finally:
         for handle in handles:
             handle.remove()
         for seed in learning:
             seed.forced = None
-    scores = {}
-    for (name, h), g in zip(outputs.items(), grads, strict=True):
+    scores: dict[str, float] = {}
+    for (name, h), g in zip(seen, grads, strict=True):
         if g is not None:
             sample_norm = g.flatten(1).norm(dim=1) * h.detach().flatten(1).norm(dim=1)
-            scores[name] = float(sample_norm.sum())
+            scores[name] = scores.get(name, 0.0) + float(sample_norm.sum())
     return scores
+
+
+def _gradients(loss: Tensor, of: list[Tensor]) -> Sequence[Tensor | None]:
+    if not of:
+        return []
+    try:
+        return torch.autograd.grad(loss, of, allow_unused=True)
+    except RuntimeError as e:
+        if "checkpoint" not in str(e).lower():
+            raise
+        log.warning("no site has a score, reentrant checkpointing does not allow it; "
+                    "use_reentrant=False does: %s", e)
+        return [None] * len(of)
 
 
 def survey(
@@ -122,20 +155,19 @@ def survey(
 
 def host_flops(model: nn.Module, example: Any) -> int | None:
     """FLOPs of one forward pass per sample, by torch's own counter; None where it sees none."""
-    args = example if isinstance(example, tuple) else (example,)
     counter = FlopCounterMode(display=False)
     with undisturbed(model), counter:
-        model(*args)
-    total = counter.get_total_flops()
-    batch = args[0].shape[0] if isinstance(args[0], Tensor) else 0
+        call(model, example)
+    total, batch = counter.get_total_flops(), batch_size(example)
     return total // batch if total and batch else None
 
 
 def seed_flops(seed: Seed) -> int | None:
-    """FLOPs of one forward pass of a seed per sample at its site; None without an example."""
-    positions = seed.site.positions
-    if seed.kernel is None or positions is None:
+    """FLOPs of a seed in one forward pass of its host, per sample; None without an example."""
+    if seed.kernel is None or seed.site.positions is None:
         return None
-    signature = seed.site.signature
-    space = round(positions**0.5) if signature.kind is SiteKind.MAP else positions
-    return infer(seed.kernel.ir, signature, space=max(1, space)).flops
+    signature, total = seed.site.signature, 0
+    for positions in seed.site.positions:
+        space = round(positions**0.5) if signature.kind is SiteKind.MAP else positions
+        total += infer(seed.kernel.ir, signature, space=max(1, space)).flops
+    return total

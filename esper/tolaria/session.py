@@ -22,7 +22,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,7 +38,7 @@ from esper.leyline.events import Event, Priority, Topic, new_id
 from esper.leyline.library import Library
 from esper.leyline.lifecycle import SeedState
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.tamiyo.state import Catalog, Decision, Policy, SiteStatus, SystemState
+from esper.tamiyo.state import Catalog, Decision, Policy, SystemState
 from esper.tolaria.ema import Average
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
@@ -48,6 +47,8 @@ from esper.tolaria.measure import LossFn, mean_loss, survey
 from esper.tolaria.optimizer import OptimizerSurgeon, why_not
 from esper.tolaria.resume import Stateful, restore, take
 from esper.tolaria.snapshot import Parts, Snapshot
+from esper.tolaria.steps import StepWatch
+from esper.tolaria.summary import EpochSummary
 from esper.tolaria.telemetry import Considerations, seed_health
 
 log = logging.getLogger(__name__)
@@ -56,27 +57,12 @@ _INFLUENTIAL = (SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.EVALUATIN
                 SeedState.FINE_TUNING)
 
 
-@dataclass(frozen=True)
-class EpochSummary:
-    """What one epoch boundary saw and decided; losses in the units of the run's loss.
-
-    `sites` is what the policy was shown, before its commands were carried out.
-    """
-
-    epoch: int
-    step: int
-    train_loss: float | None
-    holdout_loss: float
-    decision: Decision
-    sites: tuple[SiteStatus, ...]
-    decision_seconds: float
-    rolled_back: bool
-
-
 class Session:
     """Binds a wrapped model, its optimizer, a policy and a library. Owned by one thread.
 
     Args:
+        optimizer: torch's, or what Accelerate made of it: then only calls of `step` count that
+            came after a step of the optimizer, so gradients may be accumulated.
         loss_fn: (model, batch) -> scalar loss with a graph. On a GPU losses are looked at every
             20 steps, for looking makes the host wait for the device.
         holdout: batches that are not trained on; decisions are made on them, so the figures
@@ -85,7 +71,8 @@ class Session:
         lr_scale, warm_up: new parameters learn at `lr_scale` times the first group's rate, and
             over their first `warm_up` steps at a part of it that rises in equal steps.
         scaler, ema: a GradScaler, and a module that averages the model's weights. Both are rolled
-            back and saved with the run; the average grows with the model.
+            back and saved with the run; the average grows with the model. A step that the scaler
+            leaves out, for gradients that are not finite, counts as none: nothing is looked at.
         explosion, max_rollbacks: see `LossWatch`; after so many rollbacks since the last good
             epoch the run ends.
         checkpoints: where and when to save the run by itself.
@@ -123,6 +110,9 @@ class Session:
     ) -> None:
         if not holdout:
             raise ContractError("holdout is empty; give at least one batch that is not trained on")
+        self._steps = StepWatch(optimizer, scaler)
+        optimizer, scaler = self._steps.optimizer, self._steps.scaler
+        scheduler = getattr(scheduler, "scheduler", scheduler)  # Accelerate's
         if library is not None and (reason := why_not(optimizer)):
             raise ContractError(f"{reason}; train with another optimizer, or without a library, "
                                 "guarded but not grown")
@@ -213,6 +203,8 @@ class Session:
     def step(self, loss: Tensor) -> bool:
         """Tell the session that one optimizer step is done, with its loss.
 
+        With a scaler, or Accelerate's optimizer, a call that no step came before does nothing.
+
         Returns False where the loss was NaN, infinite or exploded and the run was put back to
         its last snapshot; the batch is spent then.
 
@@ -221,6 +213,8 @@ class Session:
         """
         self.batch += 1
         self._as_captured = False
+        if not self._steps.stepped():
+            return True
         # Never a checkpoint of a state whose loss nobody has looked at.
         keeper = self.checkpoints
         saving = keeper is not None and keeper.due(self.growth.step + 1)
@@ -388,6 +382,7 @@ class Session:
         """Stop the background threads; waits for what is being written."""
         if self.checkpoints is not None:
             self.checkpoints.close()
+        self._steps.close()
         self._link.close()
 
     def __enter__(self) -> Session:

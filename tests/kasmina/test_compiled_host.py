@@ -138,6 +138,42 @@ def test_twelve_growths_one_compilation() -> None:
     assert all(f.failure is None and f.params[0].grad.abs().sum() > 0 for f in run.growth.fossils())
 
 
+class Wordy(Block):
+    """Says more than its tensor, and takes what another one says."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Any) -> Any:
+        if self.kind == "tuple":
+            return (super().forward(x[0] if isinstance(x, tuple) else x), None)
+        return {"said": None, "h": super().forward(x["h"] if isinstance(x, dict) else x)}
+
+
+@pytest.mark.parametrize("kind", ["plain", "tuple", "dict"])
+def test_a_block_called_twice_is_one_slot_in_one_graph(kind: str) -> None:
+    plain = host()
+    if kind != "plain":
+        plain[1] = Wordy(kind)
+
+        class Plain(nn.Module):
+            def forward(self, x: Any) -> Tensor:
+                return x[0] if isinstance(x, tuple) else x["h"]
+
+        plain[3] = Plain()
+    plain[2] = plain[1]
+
+    def work(run: Run) -> None:
+        assert "2" not in run.growth.sites
+        run.step()
+        run.grow("1")
+        run.step(3)
+
+    run = both("aot_eager", work, plain=plain)
+    assert all(f.failure is None for f in run.growth.fossils())
+
+
 def test_seeds_learn_in_a_frozen_host() -> None:
     plain = host()
     plain[:-1].requires_grad_(False)

@@ -154,6 +154,7 @@ class Watched:
         self.germinate("3")
         self.train()
         stir(self.session.growth)
+        self.session.optimizer.step()  # with a scaler, a loss without a step says nothing
         assert not self.session.step(torch.tensor(float("nan")))
         self.once()
         now = dict(self.session.model.named_parameters())
