@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -40,6 +41,14 @@ def services_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def compiles(pid: int) -> bool:
+    for process in services_of(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the looks
+            if process.name() in ("cc1plus", "g++"):
+                return True
+    return False
+
+
 @pytest.mark.slow
 def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
     library = LocalLibrary(tmp_path)
@@ -51,8 +60,7 @@ def test_a_killed_trainer_leaves_no_orphan(tmp_path: Path) -> None:
     assert wait_until(lambda: len(services_of(supervisor)) >= 3, 30)
     # Until a compiler runs, the hardest thing to clean up after is not there yet.
     assert wait_until(
-        lambda: any("cc1plus" in p.name() or "g++" in p.name() for p in services_of(supervisor)),
-        120,
+        lambda: compiles(supervisor), 120
     ), (tmp_path / "slowtrack.log").read_text()
     family = [psutil.Process(supervisor), *services_of(supervisor)]
     trainer.send_signal(signal.SIGKILL)
@@ -136,8 +144,12 @@ def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
         assert pid is not None and wait_until(lambda: len(services_of(pid)) >= 3, 30)
 
         def karn() -> psutil.Process | None:
-            return next((p for p in services_of(pid) if p.status() != psutil.STATUS_ZOMBIE
-                         and "karn" in p.cmdline()), None)
+            for process in services_of(pid):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the looks
+                    if (process.status() != psutil.STATUS_ZOMBIE
+                            and "karn" in process.cmdline()):
+                        return process
+            return None
 
         first = karn()
         assert first is not None
