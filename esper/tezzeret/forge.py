@@ -245,6 +245,9 @@ def main() -> None:
     import esper.tezzeret.lower  # noqa: F401
 
     torch.set_num_threads(1)
+    # A forked child makes torch's thread pool anew when it is first asked for. Where two of
+    # autograd's threads are the first, at once, one of them finds none and aborts the process.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
     _keep_maps_symbolic()
     _export_only_the_interface()
     _find_vector_instructions()
