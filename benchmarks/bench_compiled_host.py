@@ -2,8 +2,9 @@
 
 Naive is what one writes without esper: the seed is a plain module, put after the site, and the
 host is compiled again, for its graph has changed. Both train the same host on the same data and
-grow at the same steps; counted are the graphs that were compiled and the longest step around each
-growth, in plain steps. The kernels of ours are compiled beforehand, as the slow track does.
+grow as often; counted are the graphs that were compiled and the longest step around each growth,
+in plain steps, and every step of both runs is drawn. What is done between two steps, commands
+included, counts to the next. The kernels of ours are compiled beforehand, as the slow track does.
 """
 
 from __future__ import annotations
@@ -62,43 +63,65 @@ def host() -> nn.Sequential:
 
 
 class Training:
+    """One run; `seconds` of every step from the end of the step before, once it is warm."""
+
     def __init__(self, model: Any, plain: nn.Module) -> None:
         self.model = model
+        self.seconds: list[float] = []
+        self.growths: list[int] = []  # the steps before which it grew
         self.optimizer = torch.optim.Adam(plain.parameters(), 1e-3)
         self.x, self.y = torch.randn(64, WIDTH), torch.randint(0, 10, (64,))
         self.after: Callable[[], Any] = lambda: None
 
-    def step(self) -> float:
-        start = time.perf_counter()
+    def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(self.model(self.x), self.y).backward()
         self.optimizer.step()
         self.after()
-        return time.perf_counter() - start
 
-    def steps(self, count: int) -> list[float]:
-        return [self.step() for _ in range(count)]
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+            now = time.perf_counter()
+            self.seconds.append(now - self._ended)
+            self._ended = now
+
+    def warm(self) -> None:
+        for _ in range(3):
+            self.step()
+        self._ended = time.perf_counter()
+        self.steps(20)
+
+    def grow(self) -> None:
+        self.growths.append(len(self.seconds))
+
+    @property
+    def usual(self) -> list[float]:
+        return self.seconds[: self.growths[0]]
+
+    @property
+    def pauses(self) -> list[float]:
+        """The longest step from each growth to the next."""
+        ends = [*self.growths[1:], len(self.seconds)]
+        return [max(self.seconds[a:b]) for a, b in zip(self.growths, ends, strict=True)]
 
 
-def naive() -> tuple[int, list[float], list[float]]:
-    """(graphs compiled, plain steps, longest step around each growth), in seconds."""
+def naive() -> tuple[int, Training]:
+    """(graphs compiled, the run)."""
     plain = host()
     count = CompileCounterWithBackend("inductor")
     train = Training(torch.compile(plain, backend=count), plain)
-    train.steps(3)
-    usual, pauses = train.steps(20), []
+    train.warm()
     for growth in range(GROWTHS):
-        start = time.perf_counter()
+        train.grow()
         seed = Bottleneck()
         plain[growth] = nn.Sequential(plain[growth], seed)
         train.optimizer.add_param_group({"params": list(seed.parameters())})
-        insertion = time.perf_counter() - start
-        first, *rest = train.steps(6)
-        pauses.append(max(insertion + first, *rest))
-    return count.frame_count, usual, pauses
+        train.steps(7)
+    return count.frame_count, train
 
 
-def ours(library: Any, kernel: Any) -> tuple[int, list[float], list[float]]:
+def ours(library: Any, kernel: Any) -> tuple[int, Training]:
     plain = host()
     count = CompileCounterWithBackend("inductor")
     model = torch.compile(plain, backend=count)
@@ -108,8 +131,7 @@ def ours(library: Any, kernel: Any) -> tuple[int, list[float], list[float]]:
     train = Training(model, plain)
     growth.on_join, train.after = OptimizerSurgeon(train.optimizer).join, growth.tick
     loader = Loader(library)
-    train.steps(3)
-    usual, pauses = train.steps(20), []
+    train.warm()
 
     def obey(action: Action, site: str) -> None:
         growth.obey(Command(action=action, site=site, kernel_id=kernel.kernel_id,
@@ -117,19 +139,19 @@ def ours(library: Any, kernel: Any) -> tuple[int, list[float], list[float]]:
 
     for number in range(GROWTHS):
         site = str(number)
+        train.grow()
         obey(Action.GERMINATE, site)
-        during: list[float] = []
         while growth.sites[site].state is SeedState.GERMINATED:
-            during += train.steps(1)
-        during += train.steps(2)
+            train.steps(1)
+        train.steps(2)
         obey(Action.ADVANCE, site)
-        during += train.steps(2)
+        train.steps(2)
         obey(Action.ADVANCE, site)
         obey(Action.FOSSILIZE, site)
-        pauses.append(max(during + train.steps(2)))
+        train.steps(2)
     loader.close()
     assert len(growth.fossils()) == GROWTHS and not any(f.failure for f in growth.fossils())
-    return count.frame_count, usual, pauses
+    return count.frame_count, train
 
 
 @pytest.mark.slow
@@ -138,12 +160,15 @@ def test_twelve_growths(benchmark: Any, tmp_path: Path) -> None:
     signature = SiteSignature(kind=SiteKind.FEATURES, channels=WIDTH)
     library, kernel = validated_library(tmp_path, signature)
     found: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     timed = lambda: benchmark.pedantic(lambda: ours(library, kernel), rounds=1)  # noqa: E731
     for name, run in (("naive", naive), ("slots", timed)):
         torch.compiler.reset()
         counters.clear()
-        graphs, usual, pauses = run()
+        graphs, train = run()
+        usual, pauses = train.usual, train.pauses
         plain = median(usual)
+        runs[name] = {"seconds": train.seconds, "marks": train.growths}
         found[name] = {
             "graphs": graphs, "plain_step_seconds": usual, "longest_step_seconds": pauses,
             "graph_breaks": sum(counters["graph_break"].values()),
@@ -160,7 +185,9 @@ def test_twelve_growths(benchmark: Any, tmp_path: Path) -> None:
     benchmark.extra_info.update(
         target="1 graph over 12 growths, 0 graph breaks", **found, untimed=True,
         series={"compiled host, longest step around a growth": {
-            "size_unit": "", "limits": ["plain step"], "lines": lines}})
+            "size_unit": "", "limits": ["plain step"], "lines": lines}},
+        traces={"every step of a compiled host over twelve growths": {
+            "esper, slots": runs["slots"], "recompiled, naively": runs["naive"]}})
 
 
 @pytest.mark.slow
@@ -175,7 +202,8 @@ def test_dormant_slots_in_a_compiled_host(benchmark: Any, batch: int) -> None:
     steppers = [Training(with_slots, slotted), Training(torch.compile(plain), plain)]
     for train in steppers:
         train.x, train.y = torch.randn(batch, WIDTH), torch.randint(0, 10, (batch,))
-        train.steps(3)
+        for _ in range(3):
+            train.step()
     pair = alternate(steppers[0].step, steppers[1].step, rounds=150, inner=2)
     note(benchmark, pair, target="none; measured to be known")
     benchmark.pedantic(steppers[0].step, rounds=20)

@@ -14,6 +14,8 @@ Read from the JSON of pytest-benchmark. What a benchmark says of itself in `extr
                                of several contestants; size is null where there is but one
     speedups                   {group: {label: [times as fast, low, high]}}: ours beside one peer,
                                with its interval, or with null for both where it has none
+    traces                     {group: {contestant: {"seconds": [of every step], "marks": [number of
+                               a step, ...]}}}: whole runs, step by step
 
 Benchmarks with one `group` and one size are drawn side by side. Groups of one name are one plot,
 whichever benchmarks they come from. A contestant whose name begins with "esper" is ours too.
@@ -29,6 +31,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import jinja2
@@ -94,10 +97,20 @@ Speedups = dict[str, tuple[float, float, float]]
 """By label: times as fast as the peer, and its interval; NaN where there is none."""
 
 
+@dataclass(frozen=True)
+class Trace:
+    """A run, step by step; something happened before each of the steps in `marks`."""
+
+    contestant: str
+    seconds: list[float]
+    marks: list[int]
+
+
 class Results(NamedTuple):
     timed: list[Timed]
     ratios: list[Ratio]
     speedups: dict[str, Speedups]
+    traces: dict[str, list[Trace]]
 
 
 def read(results: dict[str, Any]) -> Results:
@@ -105,6 +118,7 @@ def read(results: dict[str, Any]) -> Results:
     timed: list[Timed] = []
     ratios: list[Ratio] = []
     speedups: dict[str, Speedups] = defaultdict(dict)
+    traces: dict[str, list[Trace]] = defaultdict(list)
     for bench in results["benchmarks"]:
         info, stats = bench["extra_info"], bench["stats"]
         if not info.get("untimed"):
@@ -126,10 +140,12 @@ def read(results: dict[str, Any]) -> Results:
                 label: (value, *(math.nan if end is None else end for end in interval))
                 for label, (value, *interval) in found.items()
             }
+        for group, runs in info.get("traces", {}).items():
+            traces[group] += [Trace(contestant, **run) for contestant, run in runs.items()]
         if "ratio" in info:
             ratios.append(Ratio(bench["name"], info["ratio"], info["low"], info["high"],
                                 str(info.get("target", "")), str(info.get("unit", ""))))
-    return Results(timed, ratios, dict(speedups))
+    return Results(timed, ratios, dict(speedups), dict(traces))
 
 
 def _drawn(figure: Any) -> str:
@@ -228,9 +244,30 @@ def speedup_bars(found: Speedups) -> str:
     return _drawn(figure)
 
 
+def step_times(runs: Iterable[Trace]) -> str:
+    """Time of every step, runs one over the other on the same axes; dotted lines are the marks."""
+    rows = list(runs)
+    figure, all_axes = plt.subplots(len(rows), figsize=(8, 1.9 * len(rows)), squeeze=False,
+                                    sharex=True, sharey=True)
+    for axes, run in zip(all_axes[:, 0], rows, strict=True):
+        colour = OURS if run.contestant.startswith("esper") else PEERS[0]
+        for mark in run.marks:
+            axes.axvline(mark, color="#bbb", linewidth=0.8, linestyle=":")
+        axes.plot(run.seconds, color=colour, linewidth=1, marker=".", markersize=3)
+        axes.set_title(f"{run.contestant}: longest {_time(max(run.seconds))}, median "
+                       f"{_time(median(run.seconds))}", fontsize=9, loc="left")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: _time(value))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[-1, 0].set_xlabel("step")
+    figure.tight_layout()
+    return _drawn(figure)
+
+
 def write_page(results: dict[str, Any], target: Path) -> None:
     """Draw `results`, the parsed JSON of pytest-benchmark, into an HTML file for offline use."""
-    timed, ratios, speedups = read(results)
+    timed, ratios, speedups, traces = read(results)
     groups: dict[str, list[Timed]] = defaultdict(list)
     for row in timed:
         groups[row.group].append(row)
@@ -240,6 +277,7 @@ def write_page(results: dict[str, Any], target: Path) -> None:
         if sized or len(rows) > 1:
             charts.append((name, lines(rows) if sized else bars(rows)))
     charts += [(name, speedup_bars(found)) for name, found in sorted(speedups.items())]
+    charts += [(name, step_times(runs)) for name, runs in sorted(traces.items())]
     machine = results["machine_info"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text())

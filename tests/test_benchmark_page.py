@@ -71,7 +71,7 @@ def test_bars_lines_and_ratios_are_drawn(results: Path, tmp_path: Path) -> None:
 
 
 def test_contestants_and_limits_are_told_apart(results: Path) -> None:
-    timed, ratios, _ = read(json.loads(results.read_text()))
+    timed, ratios, *_ = read(json.loads(results.read_text()))
     assert {t.contestant for t in timed if t.is_limit} == {"bound"}
     assert [r.met for r in ratios] == [False]
 
@@ -141,7 +141,7 @@ def test_speedups_over_both_peers_are_drawn(results: Path, tmp_path: Path) -> No
     raw = json.loads(results.read_text())
     raw["benchmarks"] = [bench(results, "zoo", untimed=True,
                                speedups=bench_nn.speedups(rows, Pipeline.STANDARD))]
-    _, _, speedups = read(raw)
+    speedups = read(raw).speedups
     over_eager = speedups["zoo, STANDARD, times as fast as eager"]
     assert over_eager["low rank [4, 16, 64]"] == (2.0, 1.9, 2.1)
     value, *interval = over_eager["geometric mean"]
@@ -149,6 +149,17 @@ def test_speedups_over_both_peers_are_drawn(results: Path, tmp_path: Path) -> No
     write_page(raw, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count("<svg") == 2 and "torch.compile" in text
+
+
+def test_whole_runs_are_drawn_step_by_step(results: Path, tmp_path: Path) -> None:
+    raw = json.loads(results.read_text())
+    run = {"seconds": [1e-3, 2e-3, 4.0, 1e-3], "marks": [2]}
+    raw["benchmarks"] = [bench(results, "growths", untimed=True, traces={"steps": {
+        "esper": {**run, "seconds": [1e-3, 1e-3, 2e-3, 1e-3]}, "naive": run}})]
+    write_page(raw, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<svg") == 1
+    assert "esper: longest 2 ms, median 1 ms" in text and "naive: longest 4 s" in text
 
 
 @pytest.mark.parametrize(

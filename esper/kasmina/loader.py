@@ -42,7 +42,11 @@ class Loader:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="esper-loader")
+        # Asked for it, torch tells a new thread the number of threads it was set to. Untold, a
+        # kernel's matrix products start one per core there, which wait for each other by spinning,
+        # beside a training run: a pause of several steps.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="esper-loader",
+                                        initializer=torch.get_num_threads)
 
     def prefetch(self, kernel_id: str, signature: SiteSignature, seed: int) -> Future[Ready]:
         """Start loading. The future raises NotInLibrary, ArtifactError or CacheFull where it is
