@@ -252,6 +252,25 @@ def trouble(rank: int, size: int, folder: Path, what: str) -> Any:
                       if isinstance(r, Transition)]}
 
 
+def in_flight(rank: int, size: int, folder: Path) -> Any:
+    """A run that is saved while a kernel is on its way, and resumed."""
+    loader = Slow()
+    job = Job(rank, size, folder, script=GERMINATE, loader=loader, reproducible=False)
+    job.train(1)
+    job.session.save(folder / "kept" / "000001-step-6").result()
+    job.session.close()
+    again = Slow()
+    job = Job(rank, size, folder, loader=again, reproducible=False, resume=True)
+    states = []
+    for step in range(4):
+        if step == 1 + rank:  # one after the other
+            again.let()
+        job.step(job.rows(step))
+        states.append(job.sites()["2"])
+    job.session.close()
+    return states
+
+
 # -- interrupted runs ---------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -52,15 +53,15 @@ class Ended:
 def launch(scenario: Callable[..., Any], size: int, folder: Path, **options: Any) -> list[Ended]:
     """Run `scenario(rank, size, folder, **options)` in `size` processes of one gloo group."""
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = str(ROOT)  # for the fork server
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tolaria.teamwork", "tests.tolaria.scenarios"])
     place = folder / f"meet-{time.monotonic_ns()}"
     place.mkdir()
     processes = [context.Process(target=_process, args=(scenario, r, size, folder, place, options))
                  for r in range(size)]
-    for p in processes:
-        p.start()
+    with patch.dict(os.environ, PYTHONPATH=str(ROOT)):  # for the fork server
+        for p in processes:
+            p.start()
     end = time.monotonic() + DEADLINE
     for p in processes:
         p.join(max(0.0, end - time.monotonic()))

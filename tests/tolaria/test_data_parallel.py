@@ -70,6 +70,11 @@ def test_a_kernel_joins_when_the_last_rank_has_it(tmp_path: Path) -> None:
     assert joined[0] == 11, "it was there before step 11 was over"
 
 
+def test_so_does_one_that_was_on_its_way_when_the_run_was_saved(tmp_path: Path) -> None:
+    said = results(launch(scenarios.in_flight, 2, tmp_path))
+    assert said == [["GERMINATED", "GERMINATED", "TRAINING", "TRAINING"]] * 2
+
+
 @pytest.mark.parametrize(("what", "after", "reason"), [
     ("load", "CULLED", "rank 1: the digest does not match"),
     ("kernel", "CULLED", "rank 1: .*it broke here"),
