@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import esper.kasmina.growth as kasmina
 from esper.errors import ArtifactCorrupt, EsperError
@@ -20,10 +23,11 @@ from esper.leyline.lifecycle import SeedState
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tolaria.session import Session
 from esper.tolaria.sharded import clip_grad_norm_, part, whole
+from esper.tolaria.trainer import Trainer
 from esper.urza.library import LocalLibrary
 from tests.support import ReadyLoader, bottleneck, command, mlp, plain_kernel, stir
 from tests.tolaria.runs import ready_kernels
-from tests.tolaria.teamwork import STEPS, Job, parallel
+from tests.tolaria.teamwork import BATCH, STEPS, Job, parallel
 
 
 def life(rank: int, size: int, folder: Path, kind: str, epochs: int = 9) -> Any:
@@ -279,10 +283,24 @@ def interrupted(
     epochs: int = 8
 ) -> Any:
     job = Job(rank, size, folder, kind=kind, resume=resume, every_steps=4)
-    begun = {"step": job.session.growth.step, "batch": job.session.batch, "state": job.state()}
-    job.kill_at = kill_at if rank == 1 else -1
-    job.train(epochs)
-    job.session.close()
+    session, keeper = job.session, job.session.checkpoints
+    begun = {"step": session.growth.step, "batch": session.batch, "state": job.state()}
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        loss = job.loss(model, batch)
+        if model.training:
+            assert keeper is not None
+            keeper.wait()  # so that none is left out
+            if rank == 1 and session.growth.step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            job.losses.append(f"{session.growth.step} {float(loss.detach()).hex()}")
+        return loss
+
+    data = TensorDataset(*(t[: STEPS * 4 * BATCH] for t in job.data))
+    order = DistributedSampler(data, num_replicas=size, rank=rank, shuffle=True)
+    Trainer(job.model, job.optimizer, loss_fn, DataLoader(data, 4 * BATCH // size, sampler=order),
+            session).fit(epochs)
+    session.close()
     return {"begun": begun, "losses": job.losses, "state": job.state(), "sites": job.sites(),
             "holdout": [v.hex() for v in job.session._holdout_losses]}
 

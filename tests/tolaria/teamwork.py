@@ -149,7 +149,7 @@ class Job:
         self.records: list[Any] = []
         self.losses: list[str] = []
         self.policy = ByEpoch(script)
-        self.nan_at = self.kill_at = -1
+        self.nan_at = -1
         kept = None if every_steps is None else Checkpoints(
             folder / "kept", every_steps=every_steps, every_epochs=None, keep=1000)
         given: dict[str, Any] = {
@@ -180,10 +180,6 @@ class Job:
 
     def step(self, batch: Any) -> None:
         session = self.session
-        if session.growth.step == self.kill_at:
-            os.kill(os.getpid(), 9)
-        if session.checkpoints is not None:
-            session.checkpoints.wait()  # so that none is left out
         self.model.train()
         self.optimizer.zero_grad()
         loss = self.loss(self.model, batch)

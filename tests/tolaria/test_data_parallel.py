@@ -45,8 +45,9 @@ def test_over_a_whole_life_of_seeds_all_ranks_hold_the_same(
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    ("ddp", {}), ("ddp", {"find_unused_parameters": True}), ("fsdp", {}), ("layers", {}),
-], ids=["ddp", "ddp-unused", "fsdp", "fsdp-layers"])
+    ("ddp", {}), ("ddp", {"find_unused_parameters": True}), ("ddp", {"static_graph": True}),
+    ("fsdp", {}), ("layers", {}),
+], ids=["ddp", "ddp-unused", "ddp-static", "fsdp", "fsdp-layers"])
 def test_gradients_are_those_of_the_whole_batch_in_one_process(
     kind: str, options: Any, tmp_path: Path
 ) -> None:
