@@ -339,3 +339,31 @@ def refused(rank: int, size: int, folder: Path) -> Any:
         odd.growth.sites["1"].resting = SeedState.CULLED
     attempt("otherwise", odd.epoch)
     return said
+
+
+def scaled(rank: int, size: int, folder: Path) -> Any:
+    """With a GradScaler, and a seed whose gradient is infinite on the last rank alone, once."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    job = Job(rank, size, folder, script=GERMINATE, scaler=scaler)
+    session, seen = job.session, []
+    for step in range(3 * STEPS):
+        if step == 2 * STEPS + 2:
+            (seed,) = session.growth.active()
+            if rank == size - 1:
+                poison = seed.params[0].register_hook(lambda g: g * float("inf"))
+        job.optimizer.zero_grad()
+        loss = job.loss(job.model, job.rows(step % STEPS))
+        scaler.scale(loss).backward()
+        scaler.unscale_(job.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
+        scaler.step(job.optimizer)
+        scaler.update()
+        session.step(loss)
+        if step == 2 * STEPS + 2 and rank == size - 1:
+            poison.remove()
+        seen.append([bool(norm.isfinite()), scaler.get_scale(), session.growth.step,
+                     hash(tuple(p.flatten()[0].item() for p in job.model.parameters()))])
+        if step % STEPS == STEPS - 1:
+            session.epoch()
+    session.close()
+    return seen

@@ -93,6 +93,13 @@ def test_what_one_rank_meets_all_of_them_answer_alike(
     assert bool(said[0]["quarantined"]) is (what in ("load", "kernel"))
 
 
+def test_a_step_that_one_ranks_seed_spoils_is_left_out_by_all_scalers(tmp_path: Path) -> None:
+    first, second = results(launch(scenarios.scaled, 2, tmp_path))
+    assert first == second
+    assert [finite for finite, *_ in first].count(False) == 1
+    assert (first[-1][1], first[-1][2]) == (8.0, len(first) - 1)
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_killed_rank_ends_the_run_and_it_resumes(kind: str, tmp_path: Path) -> None:
     """Bit for bit with as many ranks, and from the same state with any other number."""
