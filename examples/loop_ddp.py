@@ -26,4 +26,4 @@ with esper.SlowTrack("library"), esper.Session(
             optimizer.step()
             session.step(loss)  # on every rank, after the same number of steps
         print(rank, epoch, *(c.action + " " + c.reason for c in session.epoch().decision.commands))
-torch.distributed.destroy_process_group()  # without it torch may abort when it ends
+torch.distributed.barrier()  # torch may abort in a process whose peers end first

@@ -117,10 +117,11 @@ def _tensor(content: bytes, length: int) -> Tensor:
 
 
 def _group_between_cpus() -> Any:
-    """The default group where it serves CPU tensors, else one of gloo beside it."""
+    """None, which is the default group, where that serves CPU tensors; else one of gloo beside it.
+    (A reference to the default one would keep it alive when it is destroyed.)"""
     world: Any = dist.group.WORLD
     if "cpu:" in dist.get_backend_config(world):
-        return world
+        return None
     options = world._get_backend(torch.device("cuda")).options
     return dist.new_group(backend="gloo", timeout=options._timeout)
 
