@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from esper.tamiyo.heuristic import HeuristicPolicy as HeuristicPolicy
     from esper.tolaria.keeper import Checkpoints as Checkpoints
     from esper.tolaria.session import Session as Session
+    from esper.tolaria.sharded import clip_grad_norm_ as clip_grad_norm_
     from esper.tolaria.trainer import Trainer as Trainer
 
 _LAZY = {
@@ -35,6 +36,7 @@ _LAZY = {
     "bench": "esper.cli.bench:bench",
     "export": "esper.kasmina.export:export",
     "accelerate": "esper.nn.accelerate:accelerate",
+    "clip_grad_norm_": "esper.tolaria.sharded:clip_grad_norm_",
     "growth_of": "esper.kasmina.growth:growth_of",
     "nn": "esper.nn:",  # the whole of it
     "open_library": "esper.rpc.address:open_library",

@@ -100,3 +100,7 @@ class DataMissing(EsperError):
 
 class CheckpointError(EsperError):
     """A checkpoint is torn, damaged or foreign, does not fit the run, or cannot be written."""
+
+
+class RankError(EsperError):
+    """A process of a data-parallel run died or hangs, or does otherwise than the others."""

@@ -48,7 +48,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 class SlowTrack:
-    """Starts the services on entry and ends them on exit; a context manager.
+    """Starts the services on entry and ends them on exit; a context manager. Where several
+    processes train one model, that of rank 0 alone has them.
 
     Args:
         library: folder of the library, created where missing; or the address of an `esper
@@ -90,6 +91,9 @@ class SlowTrack:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> SlowTrack:
+        dist = sys.modules.get("torch.distributed")  # who has not imported it is alone
+        if dist is not None and dist.is_available() and dist.is_initialized() and dist.get_rank():
+            return self
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as out:
             self._process = subprocess.Popen(

@@ -42,7 +42,7 @@ class Growing:
         if processes > 1:
             raise ContractError(
                 f"the run has {processes} processes, and the callbacks grow in one; run it with "
-                "one device"
+                "one device, or use esper.Session in a loop of your own"
             )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 

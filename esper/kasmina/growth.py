@@ -13,8 +13,9 @@ from torch import nn
 from esper.errors import ArtifactCorrupt, SiteError
 from esper.kasmina.guards import DEFAULT_GUARDS, Guard
 from esper.kasmina.loader import Loader, Ready
+from esper.kasmina.parallel import check_not_parallel
 from esper.kasmina.schedule import SCHEDULES
-from esper.kasmina.seed import Seed
+from esper.kasmina.seed import Seed, Vitals
 from esper.kasmina.sites import Found, find_sites
 from esper.kasmina.slot import Slot, is_compiled, uncompiled
 from esper.leyline.command import Action, Command, Transition
@@ -99,6 +100,7 @@ class Growth:
         self.on_failure: Callable[[Seed, str], None] = lambda seed, reason: None
         self.on_settled: Callable[[Seed, str], None] = lambda seed, reason: None
         self.germinated = 0
+        self.vitals = Vitals()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model, pickled or deep, computes as the model does and grows no more."""
@@ -173,15 +175,15 @@ class Growth:
             if seed is not None:
                 changed |= self._tick(site, seed)
             for fossil in site.fossils:
-                if fossil.failure is not None and not fossil.failure_told:
+                if (why := self.vitals.failure(fossil)) is not None and not fossil.failure_told:
                     fossil.failure_told = True
-                    self.on_failure(fossil, str(fossil.failure))
+                    self.on_failure(fossil, str(why))
         return changed
 
     def _tick(self, site: Site, seed: Seed) -> bool:
-        if seed.failure is not None:
-            self.on_failure(seed, str(seed.failure))
-            self._move(site, seed, SeedState.CULLED, str(seed.failure))
+        if (why := self.vitals.failure(seed)) is not None:
+            self.on_failure(seed, str(why))
+            self._move(site, seed, SeedState.CULLED, str(why))
             return True
         if site.pending is not None:
             ready = self.reproducible or site.pending.done()
@@ -190,7 +192,7 @@ class Growth:
             if self.step % HEALTH_EVERY == HEALTH_EVERY - 1:
                 seed.sample_health()
             elif self.step % HEALTH_EVERY == 0:
-                health = seed.health()
+                health = self.vitals.health(seed)
                 for guard in self.guards:
                     if reason := guard(health):
                         self._move(site, seed, SeedState.CULLED, reason)
@@ -302,8 +304,8 @@ def wrap(
     notice new hooks: wrap before the first step.
 
     In a compiled model, and for a seed in TRAINING in any, the gradients of the seeds' parameters
-    are added to their `.grad` by esper itself: `torch.autograd.grad` and the reducers of
-    DistributedDataParallel do not see them.
+    are added to their `.grad` by esper itself: `torch.autograd.grad` does not see them. For several
+    processes, wrap first and make the model parallel then: see docs/data_parallel.md.
 
     Args:
         sites: module names, shell patterns ("layer*.1"), or "auto" for `suggest_sites`. Names are
@@ -317,8 +319,9 @@ def wrap(
 
     Raises:
         SiteError: a site does not exist or cannot be grown, with the reason; or the model is
-            wrapped already; or it is compiled and esper's extension is not there.
+            wrapped already, or parallel; or it is compiled and esper's extension is not there.
     """
+    check_not_parallel(model)
     plain, compiled = _plain(model), compiled or is_compiled(model)
     if growths := _growths_in(plain):
         name = next(iter(growths))

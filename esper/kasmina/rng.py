@@ -29,3 +29,15 @@ def set_rng_state(state: dict[str, Any]) -> None:
         numpy.random.set_state(state["numpy"])
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def apart(state: dict[str, Any], number: int) -> dict[str, Any]:
+    """A state that follows from `state` and draws otherwise, for each `number` another one. It is
+    in force afterwards."""
+    set_rng_state(state)
+    seed = int(torch.randint(1 << 40, ())) + number
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % (1 << 32))
+    return rng_state()

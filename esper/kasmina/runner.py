@@ -26,7 +26,7 @@ class Runner(Protocol):
     A call takes the site's output and returns it changed by the seed, or the very tensor it was
     given: where the seed is off, where alpha is 0, where nothing can learn, and in TRAINING beside
     a host that learns. There the parameters' gradients are added to their `.grad` by a hook on the
-    tensor, so `torch.autograd.grad` and DistributedDataParallel do not see them. What that hook
+    tensor, so `torch.autograd.grad` does not see them. What that hook
     needs is kept beside the graph: activation checkpointing does not let go of it before the
     backward, and hooks on saved tensors do not see it.
 

@@ -269,3 +269,19 @@ class Seed:
         if sampling:
             self.sample_health()
         self._drive()
+
+    def fail(self, reason: str) -> None:
+        """Switch it off for good, as its kernel's failure would."""
+        self._failed = reason
+        self._drive()
+
+
+class Vitals:
+    """How a growth learns how a seed is. Where several processes train one model, what answers
+    alike on all of them takes its place."""
+
+    def failure(self, seed: Seed) -> KernelFailure | None:
+        return seed.failure
+
+    def health(self, seed: Seed) -> Health:
+        return seed.health()

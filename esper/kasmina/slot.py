@@ -7,7 +7,7 @@ compilation.
 
 The compiler sees one operator from h to a tensor like h. The seeds' parameters are no inputs of
 it: their gradients are added to `.grad` by its backward, where optimizers find them, and where
-`torch.autograd.grad` and the reducers of DistributedDataParallel do not.
+`torch.autograd.grad` does not.
 """
 
 from __future__ import annotations

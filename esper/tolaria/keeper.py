@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import torch.distributed as dist
+
 from esper.errors import CheckpointError, ContractError
 from esper.tolaria.checkpoint import NAME, checkpoints_in, discard, sweep
 
@@ -42,13 +44,16 @@ class Checkpoints:
         self.left_out = 0  # because the last was still being written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="esper-checkpoint")
         self._writing: Future[Path] | None = None
-        sweep(self.folder)
+        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            sweep(self.folder)  # another rank, on another machine, does not see who writes there
 
-    def due(self, count: int, *, of_epoch: bool = False) -> bool:
+    def falls(self, count: int, *, of_epoch: bool = False) -> bool:
         """Whether it is time, after so many steps, or epochs."""
         every = self.every_epochs if of_epoch else self.every_steps
-        if every is None or count % every:
-            return False
+        return every is not None and count % every == 0
+
+    def free(self) -> bool:
+        """Whether one that is due can be written; it is counted and left out otherwise."""
         if self._writing is not None and not self._writing.done():
             self.left_out += 1
             log.info("a checkpoint is left out: the last one is still being written")

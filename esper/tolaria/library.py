@@ -26,21 +26,26 @@ class LibraryLink:
 
     `reported` holds the ids of this run's field reports. What the library has of this run besides
     comes from a future that was undone, when the run was killed and resumed, and is not decided on.
-    `outgoing` is an observer where the library passes events on.
+    `outgoing` is an observer where the library passes events on. With `only_kernels`, for the ranks
+    that do not decide, kernels are fetched and nothing else is read or written.
     """
 
-    def __init__(self, library: Library | None, signatures: Sequence[SiteSignature]) -> None:
+    def __init__(
+        self, library: Library | None, signatures: Sequence[SiteSignature], *,
+        only_kernels: bool = False,
+    ) -> None:
+        self.loader = Loader(library) if library is not None else None
+        if only_kernels:
+            library = None
         self._library = library
         self.reported: set[str] = set()
         self.watch: CatalogWatch | None = None
-        self.loader: Loader | None = None
         self.outgoing = outgoing(library)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="esper-writer")
         if library is not None:
             for signature in dict.fromkeys(signatures):
                 library.register_signature(signature)
             self.watch = CatalogWatch(library, signatures, why_not=_why_not_here)
-            self.loader = Loader(library)
 
     def catalog(self, run_id: str, now: bool) -> Catalog:
         """What to decide on: as last polled, or with `now` as it stands, waited for."""

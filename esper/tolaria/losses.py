@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ class LossWatch:
     """Looks at every `check_every`-th step, at all losses since then: looking makes the host wait
     for a GPU. A loss is bad that is NaN, infinite, or over `explosion` times the largest of the
     last 50. (Not their median: late in a run single batches differ by more than that.)
+
+    Where several ranks train, `over_ranks` makes of their losses those to look at.
     """
 
-    def __init__(self, explosion: float, check_every: int) -> None:
+    def __init__(
+        self, explosion: float, check_every: int,
+        over_ranks: Callable[[Tensor], Tensor] = lambda losses: losses,
+    ) -> None:
         self.explosion, self.check_every = explosion, check_every
+        self._over_ranks = over_ranks
         self.recent: deque[float] = deque(maxlen=50)
         self.of_epoch: list[float] = []
         self._unseen: list[Tensor] = []
@@ -36,7 +43,8 @@ class LossWatch:
     def look(self) -> float | None:
         """The first bad loss among those not looked at yet, None where all are fine."""
         # One synchronization for all of them.
-        values = torch.stack(self._unseen).tolist() if self._unseen else []
+        losses = torch.stack(self._unseen) if self._unseen else torch.empty(0)
+        values = self._over_ranks(losses).tolist()
         self.of_epoch += values
         self._unseen.clear()
         for value in values:

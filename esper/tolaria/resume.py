@@ -15,9 +15,12 @@ from torch import Tensor
 
 from esper.errors import CheckpointError, EsperError
 from esper.kasmina.revive import GrowthRecord, describe, revive
+from esper.kasmina.rng import apart
 from esper.tolaria.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from esper.tolaria.ranks import Ranks
+from esper.tolaria.sharded import whole
 from esper.tolaria.snapshot import Snapshot
-from esper.tolaria.trees import Pairs, copy_all, mirror, pack
+from esper.tolaria.trees import Pairs, copy_all, from_bytes, mirror, pack, to_bytes
 
 if TYPE_CHECKING:
     from esper.tolaria.session import Session
@@ -36,11 +39,22 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
+def keep(session: Session) -> None:
+    """Write an automatic checkpoint."""
+    if session.checkpoints is not None:
+        write = take(session)
+        if session._team.first:
+            session.checkpoints.submit(write, session.growth.step)
+
+
 def take(session: Session) -> Callable[[Path], Path]:
     """Copy the state of this moment; what is returned writes it, and may be called by any thread.
 
     The state holds the run twice where it is in the middle of an epoch: as it is, and as it was
     when it was last known to be good, which is what a rollback goes back to.
+
+    Where several ranks train, all of them call this: sharded tensors are put together, and what
+    belongs to a rank alone (random states, registered parts) comes to rank 0, which alone writes.
     """
     names, snapshot = session.parts.names(), session._snapshot
     now, taken = Snapshot(session.parts, (), session._spare), time.time()
@@ -51,17 +65,25 @@ def take(session: Session) -> Callable[[Path], Path]:
                   session._stateful.items()}
     copy_all(pairs)
     tensors: dict[str, Tensor] = {}
-    state = pack({
+    tree = {
         "growth": describe(session.growth).model_dump(mode="json"),
-        "now": now.tree(names),
+        "now": whole(now.tree(names)),
         # Where nothing has happened since, the good state is this one, less what is on its way.
-        "good": {"rng": snapshot.rng} if session._as_captured else snapshot.tree(names),
+        "good": {"rng": snapshot.rng} if session._as_captured else whole(snapshot.tree(names)),
         "session": {name: getattr(session, name) for name in _KEPT},
         "losses": session._losses.state_dict(),
         "reported": session._link.reported,
         "policy": _state(session.policy),
         "registered": registered,
-    }, tensors)
+    }
+    ranks = session._team.ranks
+    if ranks.size > 1:
+        own = {"rng": now.rng, "good_rng": snapshot.rng, "registered": registered}
+        parts = ranks.gather(to_bytes(own))
+        tree["ranks"] = [from_bytes(part) for part in parts] if ranks.first else []
+    if not ranks.first:
+        return lambda path: path
+    state = pack(tree, tensors)
     write_it = partial(
         write_checkpoint, state=state, tensors=tensors, run_id=session.run_id,
         step=session.growth.step, epoch=session.growth.epoch, taken=taken)
@@ -89,7 +111,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: see `read_checkpoint`; or it does not fit the session's parts.
     """
-    held = read_checkpoint(path)
+    held = _read(session._team.ranks, Path(path))
     try:
         _restore(session, held.state)
     except (KeyError, TypeError, ValueError, AttributeError, EsperError, ValidationError) as e:
@@ -103,9 +125,45 @@ def restore(session: Session, path: str | os.PathLike[str]) -> Checkpoint:
     return held
 
 
+def _read(ranks: Ranks, path: Path) -> Checkpoint:
+    """Every rank reads for itself; which one, and whether it is good, rank 0 finds out first."""
+    held, told = None, ("", "")
+    if ranks.first:
+        try:
+            held = read_checkpoint(path)
+            told = held.path.name, ""
+        except CheckpointError as e:
+            if ranks.size == 1:
+                raise
+            told = "", str(e)
+    name, error = ranks.from_first(told)
+    if error:
+        raise CheckpointError(error)
+    return held or read_checkpoint(path if path.name == name else path / name)
+
+
+def _own(state: dict[str, Any], ranks: Ranks) -> int:
+    """Put this rank's own parts into their places; returns of how many ranks the run was.
+
+    With another number of ranks, those that there were go on from their random states; the others
+    take up from one of them, and draw otherwise.
+    """
+    entries = state.get("ranks") or [{
+        "rng": state["now"]["rng"], "good_rng": state["good"]["rng"],
+        "registered": state["registered"]}]
+    own = entries[ranks.rank % len(entries)]
+    if ranks.rank >= len(entries):
+        own["rng"] = own["good_rng"] = apart(own["rng"], ranks.rank)
+    state["now"]["rng"], state["good"]["rng"] = own["rng"], own["good_rng"]
+    state["registered"] = own["registered"]
+    return len(entries)
+
+
 def _restore(session: Session, state: dict[str, Any]) -> None:
-    growth, parts = session.growth, session.parts
-    revive(growth, GrowthRecord.model_validate(state["growth"]), session._loader)
+    growth, parts, ranks = session.growth, session.parts, session._team.ranks
+    were = _own(state, ranks)
+    revive(growth, GrowthRecord.model_validate(state["growth"]), session._link.loader)
+    session._team.share_pending()
     if session._average is not None:
         session._average.follow()
     now = Snapshot.from_tree(state["now"], parts)
@@ -117,6 +175,10 @@ def _restore(session: Session, state: dict[str, Any]) -> None:
         if type(value) is not type(getattr(session, name)):
             raise CheckpointError(f"{name} is a {type(value).__name__}")
         setattr(session, name, value)
+    if were != ranks.size:  # as many samples are done, not as many steps
+        session.batch = session.batch * were // ranks.size
+        log.warning("the checkpoint is of %d processes, and there are %d now: the run goes on from "
+                    "its state, and from about its place in the data", were, ranks.size)
     session._losses.load_state_dict(state["losses"])
     session._link.reported |= state["reported"]
     if state["policy"] is not None:

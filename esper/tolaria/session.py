@@ -33,23 +33,24 @@ from esper.errors import ContractError, EsperError
 from esper.kasmina.growth import growth_of
 from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
-from esper.leyline.command import Action, FieldReport
-from esper.leyline.events import Event, Priority, Topic, new_id
+from esper.leyline.command import Action
+from esper.leyline.events import Event, Topic, new_id
 from esper.leyline.library import Library
 from esper.leyline.lifecycle import SeedState
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, Decision, Policy, SystemState
+from esper.tolaria import telemetry
 from esper.tolaria.ema import Average
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
-from esper.tolaria.losses import LossWatch, look_every
+from esper.tolaria.losses import LossWatch
 from esper.tolaria.measure import LossFn, mean_loss, survey
 from esper.tolaria.optimizer import OptimizerSurgeon, why_not
-from esper.tolaria.resume import Stateful, restore, take
+from esper.tolaria.resume import Stateful, keep, restore, take
 from esper.tolaria.snapshot import Parts, Snapshot
 from esper.tolaria.steps import StepWatch
 from esper.tolaria.summary import EpochSummary
-from esper.tolaria.telemetry import Considerations, seed_health
+from esper.tolaria.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,13 @@ _INFLUENTIAL = (SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.EVALUATIN
 class Session:
     """Binds a wrapped model, its optimizer, a policy and a library. Owned by one thread.
 
+    Where several processes train, each has one, of the parallel model: docs/data_parallel.md.
+
     Args:
         optimizer: torch's, or what Accelerate made of it: then only calls of `step` count that
             came after a step of the optimizer, so gradients may be accumulated.
-        loss_fn: (model, batch) -> scalar loss with a graph. On a GPU losses are looked at every
-            20 steps, for looking makes the host wait for the device.
+        loss_fn: (model, batch) -> scalar loss with a graph. On a GPU, and where several processes
+            train, losses are looked at every 20 steps, for looking waits for the others.
         holdout: batches that are not trained on; decisions are made on them, so the figures
             reported at the end should come from yet other data.
         library: None for a run that can only be guarded, not grown.
@@ -120,8 +123,9 @@ class Session:
         self.growth = growth_of(model)
         self.parts = Parts(self.growth.model, optimizer, scheduler, scaler, ema)
         self.growth.reproducible = reproducible
+        self._team = Team(model, self.parts, self.growth)
         self.policy: Policy = policy if policy is not None else HeuristicPolicy()
-        self.run_id = run_id or new_id("run")
+        self.run_id = self._team.ranks.from_first(run_id or new_id("run"))
         self.checkpoints = checkpoints
         self.observers = list(observers)
         self.rollbacks = 0
@@ -136,7 +140,7 @@ class Session:
         self._average = Average(self.growth, ema) if ema is not None else None
         if self._average is not None:
             self.growth.observers.append(self._average.moved)
-        self._losses = LossWatch(explosion, look_every(model))
+        self._losses = LossWatch(explosion, self._team.look_every, self._team.losses)
         self._train_losses: list[float] = []
         self._holdout_losses: list[float] = []
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
@@ -145,9 +149,11 @@ class Session:
         self._rolled_back = False
         self._stateful: dict[str, Stateful] = {}
         self._unclaimed: dict[str, Any] = {}  # states of a checkpoint that nobody asked for yet
-        self._link = LibraryLink(library, [s.found.signature for s in self.growth.sites.values()])
-        self._watch, self._loader = self._link.watch, self._link.loader
-        self._considerations = Considerations()
+        self._team.compare(len(holdout), library is not None, checkpoints)
+        self._link = LibraryLink(library, [s.found.signature for s in self.growth.sites.values()],
+                                 only_kernels=not self._team.first)
+        self._watch, self._loader = self._link.watch, self._team.shared(self._link.loader)
+        self._considerations = telemetry.Considerations()
         if self._link.outgoing is not None:
             self.observers.append(self._link.outgoing)
         self._snapshot = Snapshot(self.parts, self._on_their_way())
@@ -187,16 +193,16 @@ class Session:
 
     def save(self, path: str | os.PathLike[str]) -> Future[Path]:
         """Write a checkpoint. Returns once the state is copied; the future is done when it is
-        durable, or raises CheckpointError. To be called between steps."""
+        durable, or raises CheckpointError; that of another rank than 0 says nothing. To be called
+        between steps, on all ranks."""
         self._look()
         return self._link.writer.submit(take(self), Path(path))
 
     def end_of_epoch(self, *, last: bool = False) -> None:
         """Write the automatic checkpoint of an epoch, if one is due, or it is the `last` of the
         run. `epoch` does it itself unless it was told not to."""
-        keeper = self.checkpoints
-        if keeper is not None and (last or keeper.due(self.growth.epoch, of_epoch=True)):
-            keeper.submit(take(self), self.growth.step)
+        if last or self._team.due(self.checkpoints, self.growth.epoch, of_epoch=True):
+            keep(self)
 
     # -- the fast track -------------------------------------------------------------------
 
@@ -216,16 +222,16 @@ class Session:
         if not self._steps.stepped():
             return True
         # Never a checkpoint of a state whose loss nobody has looked at.
-        keeper = self.checkpoints
-        saving = keeper is not None and keeper.due(self.growth.step + 1)
+        saving = self._team.due(self.checkpoints, self.growth.step + 1)
         if (self._losses.add(loss) or saving) and not self._look():
             return False
+        self._team.meet()
         if self.growth.tick():
             self.growth_steps.append(self.growth.step)
         if self._average is not None:
             self._average.follow()
-        if keeper is not None and saving:
-            keeper.submit(take(self), self.growth.step)
+        if saving:
+            keep(self)
         return True
 
     def _look(self) -> bool:
@@ -245,10 +251,8 @@ class Session:
         self.growth.roll_back(reason)
         self._snapshot.restore(self.parts)
         self._losses.forget()
-        self._publish(Event(topic=Topic.ROLLBACK, sender="tolaria", priority=Priority.EMERGENCY,
-                            body={"run_id": self.run_id, "reason": reason,
-                                  "step": self.growth.step,
-                                  "seconds": time.perf_counter() - started}))
+        seconds = time.perf_counter() - started
+        self._publish(telemetry.rollback_event(self.run_id, reason, self.growth.step, seconds))
         if self.rollbacks > self._max_rollbacks:
             raise EsperError(
                 f"{reason}; rolled back {self._max_rollbacks} times since the last good epoch. "
@@ -272,18 +276,21 @@ class Session:
         self.growth.end_epoch()
         self.batch = 0
         self._look()
-        holdout = mean_loss(self.model, self._loss_fn, self._holdout)
+        self._team.begin_epoch()
+        holdout = self._holdout_loss()
         if not math.isfinite(holdout):
             self._roll_back(holdout, "held-out loss")
-            holdout = mean_loss(self.model, self._loss_fn, self._holdout)
+            holdout = self._holdout_loss()
         train = fmean(self._losses.of_epoch) if self._losses.of_epoch else None
         self._losses.of_epoch.clear()
         if train is not None:
             self._train_losses.append(train)
         self._holdout_losses.append(holdout)
-        sites = survey(self.model, self.growth, self._loss_fn, self._holdout, self._used,
-                       self._evidence, scored=self._library is not None)
-        for event in seed_health(self.growth, sites, self.run_id):
+        sites = self._team.agree(
+            survey(self._team.model, self.growth, self._loss_fn, self._holdout, self._used,
+                   self._evidence, scored=self._library is not None), self._evidence)
+        self._team.end_epoch()
+        for event in telemetry.seed_health(self.growth, sites, self.run_id):
             self._publish(event)
         state = SystemState(
             epoch=self.growth.epoch,
@@ -295,7 +302,7 @@ class Session:
         )
         catalog = self._link.catalog(self.run_id, now=self.growth.reproducible)
         started = time.perf_counter()
-        decision = self.policy.decide(state, catalog)
+        decision = self._team.decide(self.policy, state, catalog)
         seconds = time.perf_counter() - started
         self._carry_out(decision)
         rolled_back, self._rolled_back = self._rolled_back, False
@@ -307,12 +314,13 @@ class Session:
             self._capture()
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
                                sites, seconds, rolled_back)
-        self._publish(Event(topic=Topic.EPOCH, sender="tolaria", body={
-            "run_id": self.run_id, "epoch": summary.epoch, "step": summary.step,
-            "train_loss": train, "holdout_loss": holdout, "decision_seconds": seconds}))
+        self._publish(telemetry.epoch_event(self.run_id, summary))
         if save:
             self.end_of_epoch()
         return summary
+
+    def _holdout_loss(self) -> float:
+        return self._team.mean(mean_loss(self._team.model, self._loss_fn, self._holdout))
 
     def _carry_out(self, decision: Decision) -> None:
         if news := self._considerations.news(decision):
@@ -353,15 +361,9 @@ class Session:
         self._link.quarantine(seed.kernel_id, reason)
 
     def _settled(self, seed: Seed, reason: str) -> None:
+        epochs = self.growth.epoch - self._born.get(seed.trace_id, self.growth.epoch)
         evidence = self._evidence.pop(seed.trace_id, None)
-        report = FieldReport(
-            run_id=self.run_id, trace_id=seed.trace_id, site=seed.site.name,
-            kernel_id=seed.kernel_id, blueprint_id=seed.blueprint_id, outcome=seed.state,
-            reason=reason, gain=evidence[0] if evidence else None,
-            loss_before=evidence[1] if evidence else None,
-            loss_after=evidence[2] if evidence else None,
-            epochs=self.growth.epoch - self._born.get(seed.trace_id, self.growth.epoch),
-        )
+        report = telemetry.field_report(seed, reason, evidence, epochs, self.run_id)
         if seed.state is SeedState.FOSSILIZED:
             # A fossil stays, so every state to go back to must have it, whatever else is
             # being blended in just now.
@@ -383,6 +385,7 @@ class Session:
         if self.checkpoints is not None:
             self.checkpoints.close()
         self._steps.close()
+        self._team.close()
         self._link.close()
 
     def __enter__(self) -> Session:

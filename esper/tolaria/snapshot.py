@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from esper.errors import CheckpointError, EsperError
 from esper.kasmina.rng import rng_state, set_rng_state
 from esper.tolaria.optimizer import only_groups
+from esper.tolaria.sharded import as_sharded, is_sharded, settle
 from esper.tolaria.trees import Pairs, copy_all, mirror
 
 
@@ -31,7 +32,8 @@ class Parts:
 
     def names(self) -> dict[Tensor, str]:
         """Every parameter and buffer under one name; what is shared has its first one. A compiled
-        average has the names of a plain one."""
+        average has the names of a plain one, and a sharded model is looked at sharded."""
+        settle(self.model)
         found: dict[Tensor, str] = {}
         for prefix, module in (("model", self.model), ("ema", self.ema)):
             if module is not None:
@@ -86,6 +88,7 @@ class Snapshot:
         if not self.whole:
             raise EsperError("this snapshot was interrupted while it was taken; there is nothing "
                              "to go back to, start from a checkpoint")
+        settle(parts.model)
         groups = parts.optimizer.param_groups
         if len(groups) != len(self.groups):
             raise EsperError(f"the optimizer has {len(groups)} parameter groups, the state to go "
@@ -138,7 +141,7 @@ class Snapshot:
                     f"{name} is {target.dtype} {list(target.shape)} in this model, the checkpoint "
                     f"has {held.dtype} {list(held.shape)}; resume with the model it was made of"
                 )
-            made.tensors[target] = held
+            made.tensors[target] = as_sharded(held, target) if is_sharded(target) else held
         for name, state in tree["optimizer"].items():
             p = _named(live, name)
             made.optimizer[p] = _leaves(state, partial(_as_torch_would, p))
@@ -175,6 +178,8 @@ def _leaves(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _as_torch_would(parameter: Tensor, held: Tensor) -> Tensor:
     """Laid out and placed as an optimizer makes its state: like its parameter. Sums over another
     layout need not be equal to the last bit."""
+    if is_sharded(parameter):
+        return as_sharded(held, parameter) if held.shape == parameter.shape else held
     if held.device.type != parameter.device.type or held.shape != parameter.shape:
         return held
     like = torch.empty_like(parameter, dtype=held.dtype, requires_grad=False)

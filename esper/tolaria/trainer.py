@@ -65,6 +65,9 @@ class Trainer:
         self._resumed = False
         while self._done < epochs:
             self.model.train()
+            sampler: Any = getattr(self.batches, "sampler", None)
+            if hasattr(sampler, "set_epoch"):  # DistributedSampler: another order every epoch
+                sampler.set_epoch(self._done)
             for batch in self._rest_of_epoch():
                 started = time.perf_counter()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -122,6 +125,8 @@ class Trainer:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = True
         self._done, self._batch = state_dict["done"], state_dict["batch"]
+        if self.session is not None:  # which knows of a change in the number of processes
+            self._batch = self.session.batch
         self._rng, losses = state_dict["rng"], state_dict["good_losses"]
         self._good_losses = list(losses.unbind()) if losses is not None else []
         self.step_seconds = array("d", state_dict["step_seconds"].tolist())

@@ -8,6 +8,7 @@ went in, tuples, sets, integer keys, infinities and all. Nothing in JSON can nam
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -15,9 +16,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from esper.errors import CheckpointError
+from esper.tolaria.sharded import part
 
 Pairs = list[tuple[Tensor, Tensor]]
 _TAG = "$"
@@ -29,9 +32,10 @@ _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def alike(a: Any, b: Tensor) -> bool:
-    """Whether `a` can take the place of `b`: size, type, device and layout."""
+    """Whether `a` can take the place of `b`: size, type, device, layout, and how it is sharded."""
     return (isinstance(a, Tensor) and a.shape == b.shape and a.dtype == b.dtype
-            and a.device == b.device and a.stride() == b.stride())
+            and a.device == b.device and a.stride() == b.stride()
+            and getattr(a, "placements", None) == getattr(b, "placements", None))
 
 
 def mirror(old: Any, source: Any, pairs: Pairs) -> Any:
@@ -53,10 +57,11 @@ def mirror(old: Any, source: Any, pairs: Pairs) -> Any:
 
 
 def copy_all(pairs: Pairs) -> None:
-    """Copy every original into its copy. Each copy runs on torch's threads."""
+    """Copy every original into its copy. Each copy runs on torch's threads. Of sharded tensors
+    every rank copies its part."""
     if pairs:
         with torch.no_grad():
-            torch._foreach_copy_([held for held, _ in pairs], [source for _, source in pairs])
+            torch._foreach_copy_([part(h) for h, _ in pairs], [part(s) for _, s in pairs])
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -123,6 +128,24 @@ def _name(tensor: Tensor, tensors: dict[str, Tensor], path: str) -> str:
         name += "~"
     tensors[name] = tensor.detach()
     return name
+
+
+def to_bytes(tree: Any) -> bytes:
+    """A tree on its way to another process: eight bytes of length, JSON, safetensors.
+
+    Raises:
+        CheckpointError: as `pack`.
+    """
+    tensors: dict[str, Tensor] = {}
+    content = json.dumps(pack(tree, tensors)).encode()
+    held = {n: t.cpu().contiguous().clone() for n, t in tensors.items()}
+    return len(content).to_bytes(8, "little") + content + save(held)
+
+
+def from_bytes(content: bytes) -> Any:
+    """The tree of which `to_bytes` made this."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return unpack(json.loads(content[8:end]), load(content[end:]))
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:

@@ -137,10 +137,10 @@ class Run:
 
 
 @contextlib.contextmanager
-def ready_kernels() -> Iterator[None]:
-    """Sessions made inside find every kernel, at once."""
+def ready_kernels(loader: Any = None) -> Iterator[None]:
+    """Sessions made inside find every kernel, at once; or as `loader` does."""
     real = link.Loader
-    link.Loader = lambda library: ReadyLoader()  # type: ignore[assignment, misc]
+    link.Loader = lambda library: loader or ReadyLoader()  # type: ignore[assignment, misc]
     try:
         yield
     finally:

@@ -203,7 +203,7 @@ def test_one_never_takes_the_place_of_another(tmp_path: Path) -> None:
 
 def test_the_last_few_stay_and_a_failure_does_not_end_the_run(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "kept", every_steps=2, keep=2)
-    assert [s for s in range(1, 7) if kept.due(s)] == [2, 4, 6]
+    assert [s for s in range(1, 7) if kept.falls(s)] == [2, 4, 6]
     for step in (2, 4, 6):
         kept.submit(lambda path, step=step: write(path, {"step": step}), step).result()
     assert [p.name for p in checkpoints_in(kept.folder)] == ["000002-step-4", "000003-step-6"]
