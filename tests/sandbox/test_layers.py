@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from esper import doctor
-from esper.sandbox import probe
+from esper.errors import EsperError
 from esper.sandbox.allowance import Allowance, explain
 from esper.sandbox.layers import Layer
 from esper.sandbox.probe import allowed, available, describe
@@ -253,7 +253,7 @@ def test_the_doctor_tells_which_layers_are_off(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_probe_that_cannot_start_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(probe.EsperError, match="did not"):
+    with pytest.raises(EsperError, match="did not"):
         available.__wrapped__()
     monkeypatch.setattr(doctor, "available", available.__wrapped__)
     assert doctor._sandbox().ok is False
