@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -190,20 +190,36 @@ def _supervise(options: argparse.Namespace) -> None:
             if time.monotonic() >= restart_at.get(name, 0.0):
                 restart_at.pop(name, None)
                 running[name] = _start_service(name, options)
+        _reap(running.values())
         trainer_gone.wait(0.5)
     _stop_services(running.values())
     end_descendants(os.getpid())
 
 
-def _stop_services(services: Iterable[subprocess.Popen[bytes]]) -> None:
+Services = Collection[subprocess.Popen[bytes]]
+
+
+def _reap(services: Services) -> None:
+    """Take note of who has ended, the orphans that came to us among them: unreaped they pile up,
+    and keep the PID namespace alive that they were in."""
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    with contextlib.suppress(ChildProcessError):  # there is none
+        while (ended := os.waitid(os.P_ALL, 0, look)) is not None:
+            for service in services:
+                service.poll()  # else nobody would know its status
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def _stop_services(services: Services) -> None:
     """Tell them, and nobody else: each ends what it has started itself, and knows then that this is
     no fault of the work."""
     for service in services:
         service.terminate()
     end = time.monotonic() + _STOP_SECONDS
-    for service in services:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            service.wait(max(0.0, end - time.monotonic()))
+    while any(s.poll() is None for s in services) and time.monotonic() < end:
+        _reap(services)
+        time.sleep(0.02)
 
 
 def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:

@@ -134,7 +134,8 @@ def test_the_end_of_a_run_gives_back_what_was_being_compiled(tmp_path: Path) -> 
     library, ir = LocalLibrary(tmp_path), bottleneck(SiteKind.FEATURES)
     signature = SiteSignature(kind=SiteKind.FEATURES, channels=16)
     library.submit(ir, signature, author="test", pipeline=Pipeline.AGGRESSIVE)
-    with SlowTrack(tmp_path) as track:
+    # Idle services have no say in when they end where somebody else keeps the cores busy.
+    with SlowTrack(tmp_path, priority="normal") as track:
         assert track.pid is not None
         pid = track.pid
         assert wait_until(lambda: library.leases() and compiles(pid), 240), (

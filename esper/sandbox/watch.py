@@ -139,6 +139,9 @@ def end_family(pid: int) -> None:
 
 
 def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        # Where this process inherits orphans (the first of a container does), nobody else would.
+        os.waitpid(process.pid, os.WNOHANG)
     try:  # one that nobody reaps is as good as gone
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -118,7 +118,9 @@ def _serve(
     except Exception as e:
         if not isinstance(e, EsperError):
             log.exception("unforeseen, on %s", claim.record.blueprint_id)
-        broken = control_error(forge, claim.record.signature.device, stop.is_set)
+        # Which may have ended the compile, and leaves no time for a control.
+        broken = ("" if stop.is_set()
+                  else control_error(forge, claim.record.signature.device, stop.is_set))
         if stop.is_set():
             raise EsperError(f"the service is stopping: {e}") from e
         if broken:

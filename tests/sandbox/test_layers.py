@@ -170,6 +170,30 @@ def test_nothing_outlives_it(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
         assert keeper.stdout.read() == b"" and keeper.wait() == -signal.SIGKILL
 
 
+def test_nothing_is_left_to_whoever_inherits_orphans(
+    tmp_path: Path, layers: tuple[Layer, ...]
+) -> None:
+    """As the slow track's supervisor does, and the first process of a container."""
+    program = shut_in("if len(sys.argv) > 1: print('up', flush=True); signal.pause()",
+                      tmp_path, layers)
+    heir = (
+        "import subprocess, sys, psutil\n"
+        "from esper.sandbox import layers, watch\n"
+        "layers._call('prctl', layers._CHILD_SUBREAPER, 1, 0, 0, 0)\n"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)\n"
+        "print([p.status() for p in psutil.Process().children()])\n"
+        "keeper = subprocess.Popen([sys.executable, '-c', sys.argv[1], 'stay'],\n"
+        "                          stdout=subprocess.PIPE, process_group=0)\n"
+        "keeper.stdout.readline()\n"
+        "watch.end_family(keeper.pid)\n"
+        "keeper.wait()\n"
+        "print([p.status() for p in psutil.Process().children()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", heir, program], capture_output=True, text=True,
+                          timeout=120)
+    assert done.stdout == "[]\n[]\n", done
+
+
 def test_limits_hold_and_say_which_they_were(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
     most = Allowance(memory_bytes=512 << 20, cpu_seconds=1, file_bytes=1 << 20)
     said = (
