@@ -202,6 +202,8 @@ Services = Collection[subprocess.Popen[bytes]]
 def _reap(services: Services) -> None:
     """Take note of who has ended, the orphans that came to us among them: unreaped they pile up,
     and keep the PID namespace alive that they were in."""
+    if sys.platform != "linux":  # there they go to others
+        return
     look = os.WEXITED | os.WNOHANG | os.WNOWAIT
     with contextlib.suppress(ChildProcessError):  # there is none
         while (ended := os.waitid(os.P_ALL, 0, look)) is not None:
