@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kernels import FEATURES, MAP, TOKENS
 from esper.karn.templates import attention, bottleneck, depthwise_separable
 from esper.leyline.artifact import Pipeline
-from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tezzeret import service
 from esper.tezzeret.worker import Forge
 from esper.urza.library import LocalLibrary
 
 CASES = {
-    "bottleneck": (bottleneck, SiteSignature(kind=SiteKind.FEATURES, channels=64)),
-    "attention": (attention, SiteSignature(kind=SiteKind.TOKENS, channels=64)),
-    "depthwise": (depthwise_separable, SiteSignature(kind=SiteKind.MAP, channels=32)),
+    "bottleneck": (bottleneck, FEATURES),
+    "attention": (attention, TOKENS),
+    "depthwise": (depthwise_separable, MAP),
 }
 
 

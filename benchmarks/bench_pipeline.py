@@ -24,20 +24,17 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kernels import FEATURES, MAP, TOKENS
 from esper.karn.templates import templates_for
 from esper.leyline.artifact import Pipeline
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.library import KernelRecord
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
-from esper.leyline.signature import SiteKind, SiteSignature
+from esper.leyline.signature import SiteSignature
 from esper.urabrask import service as urabrask
 from esper.urza.library import LocalLibrary
 
-SIGNATURES = (
-    SiteSignature(kind=SiteKind.FEATURES, channels=64),
-    SiteSignature(kind=SiteKind.TOKENS, channels=64),
-    SiteSignature(kind=SiteKind.MAP, channels=32),
-)
+SIGNATURES = (FEATURES, TOKENS, MAP)
 EACH = 2  # blueprints per signature
 DEADLINE = 900.0
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.kernels import FEATURES, MAP, TOKENS
 from benchmarks.pairs import spread
 from esper.karn.templates import (
     attention,
@@ -43,9 +44,6 @@ from esper.urabrask.bench import compare, interval
 from esper.urabrask.oracle import reference_kernel
 from esper.urabrask.sides import Side, problems
 
-FEATURES = SiteSignature(kind=SiteKind.FEATURES, channels=64)
-TOKENS = SiteSignature(kind=SiteKind.TOKENS, channels=64)
-MAP = SiteSignature(kind=SiteKind.MAP, channels=32)
 ZOO: tuple[tuple[Callable[[SiteSignature], BlueprintIR], SiteSignature], ...] = (
     (depthwise_separable, MAP), (bottleneck, FEATURES), (gated, TOKENS), (token_mixer, TOKENS),
     (bottleneck_conv, MAP), (attention, TOKENS), (wide, FEATURES), (inverted_residual, MAP),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kernels import FEATURES, MAP, TOKENS
 from benchmarks.pairs import spread
 from esper.karn.templates import (
     attention,
@@ -26,16 +27,13 @@ from esper.karn.templates import (
 from esper.leyline.artifact import Pipeline
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import BlueprintIR
-from esper.leyline.signature import SiteKind, SiteSignature
+from esper.leyline.signature import SiteSignature
 from esper.leyline.verdict import ValidationReport
 from esper.tezzeret.worker import Forge
 from esper.urabrask.plan import QUICK, THOROUGH, Plan
 from esper.urabrask.reports import to_benchmark_json
 from esper.urabrask.service import Limits, examine_file
 
-FEATURES = SiteSignature(kind=SiteKind.FEATURES, channels=64)
-TOKENS = SiteSignature(kind=SiteKind.TOKENS, channels=64)
-MAP = SiteSignature(kind=SiteKind.MAP, channels=32)
 KERNELS: tuple[tuple[Callable[[SiteSignature], BlueprintIR], SiteSignature], ...] = (
     (bottleneck, FEATURES), (wide, FEATURES), (attention, TOKENS), (gated, TOKENS),
     (depthwise_separable, MAP), (squeeze_excite, MAP),

@@ -1,4 +1,4 @@
-"""Real kernels for the benchmarks, through the real library and the real prover."""
+"""Sites for the benchmarks, and real kernels, through the real library and the real prover."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from esper.karn.templates import templates_for
 from esper.leyline.artifact import Pipeline
 from esper.leyline.library import KernelRecord, Library
 from esper.leyline.lifecycle import KernelStatus
-from esper.leyline.signature import SiteSignature
+from esper.leyline.signature import SiteKind, SiteSignature
 from esper.tezzeret.compile import compile_artifact
 from esper.urabrask import service as urabrask
 from esper.urza.library import LocalLibrary
+
+FEATURES = SiteSignature(kind=SiteKind.FEATURES, channels=64)
+TOKENS = SiteSignature(kind=SiteKind.TOKENS, channels=64)
+MAP = SiteSignature(kind=SiteKind.MAP, channels=32)
 
 
 def validated_library(

@@ -17,6 +17,7 @@ would give the slow track an equal share of the cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,7 @@ log = logging.getLogger("esper.slowtrack")
 Priority = Literal["idle", "normal"]
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _RESTART_SECONDS = 5.0
+_STOP_SECONDS = 4.0  # for the services to give back what they work on
 
 
 def _prctl(option: int, value: int) -> None:
@@ -191,8 +194,38 @@ def _supervise(options: argparse.Namespace) -> None:
             if time.monotonic() >= restart_at.get(name, 0.0):
                 restart_at.pop(name, None)
                 running[name] = _start_service(name, options)
+        _reap(running.values())
         trainer_gone.wait(0.5)
+    _stop_services(running.values())
     end_descendants(os.getpid())
+
+
+Services = Collection[subprocess.Popen[bytes]]
+
+
+def _reap(services: Services) -> None:
+    """Take note of who has ended, the orphans that came to us among them: unreaped they pile up,
+    and keep the PID namespace alive that they were in."""
+    if sys.platform != "linux":  # there they go to others
+        return
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    with contextlib.suppress(ChildProcessError):  # there is none
+        while (ended := os.waitid(os.P_ALL, 0, look)) is not None:
+            for service in services:
+                service.poll()  # else nobody would know its status
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def _stop_services(services: Services) -> None:
+    """Tell them, and nobody else: each ends what it has started itself, and knows then that this is
+    no fault of the work."""
+    for service in services:
+        service.terminate()
+    end = time.monotonic() + _STOP_SECONDS
+    while any(s.poll() is None for s in services) and time.monotonic() < end:
+        _reap(services)
+        time.sleep(0.02)
 
 
 def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
@@ -203,18 +236,27 @@ def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[b
     return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=environment)
 
 
-def _stop_on_sigterm() -> threading.Event:
-    """Set by SIGTERM. A thread sets it: the handler itself runs in the middle of whatever the main
-    thread does, which may be holding the Event's own lock."""
+def stop_on(*signals: signal.Signals) -> threading.Event:
+    """Set by the first of `signals`; a second one ends the process as it always does.
+
+    A thread sets it: the handler itself runs in the middle of whatever the main thread does, which
+    may be holding the Event's own lock.
+    """
     stop = threading.Event()
     told: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put may interrupt another
+
+    def first(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        told.put(number)
 
     def pass_on() -> None:
         told.get()
         stop.set()
 
-    threading.Thread(target=pass_on, name="esper-sigterm", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda number, _: told.put(number))
+    threading.Thread(target=pass_on, name="esper-signals", daemon=True).start()
+    for each in signals:
+        signal.signal(each, first)
     return stop
 
 
@@ -222,7 +264,7 @@ def _serve(options: argparse.Namespace) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != options.parent:  # it died before the signal was set
         return
-    stop = _stop_on_sigterm()
+    stop = stop_on(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     library = open_library(options.library, token_file=options.token_file, tls_ca=options.tls_ca)
     run_service(options.name.partition("-")[0], library, stop, name=options.name,

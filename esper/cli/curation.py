@@ -32,6 +32,8 @@ def archive(library: KeptLibrary, console: Console, wanted: str, reason: str) ->
             console.print(f"{b.blueprint_id} for {b.signature}: {b.status} -> ARCHIVED",
                           highlight=False)
         return
+    if record.status is KernelStatus.RETIRED:
+        raise IllegalTransition(f"kernel {record.kernel_id} is RETIRED already")
     if record.status is KernelStatus.VALIDATED:
         library.quarantine(record.kernel_id, reason)
     library.retire(record.kernel_id, reason)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from esper.errors import ContractError
+from esper.rpc.address import SOCKET
 
-SOCKET = "urza.sock"  # below the library's folder, where esper serve listens by default
 _LIBRARY = "default: $ESPER_LIBRARY, else ./library"
 
 
@@ -33,8 +34,9 @@ def _access(parser: argparse.ArgumentParser) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    # In a pipe there is no width to fit into, and a cut-off id is of no use to anyone.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    # In a pipe there is no width to fit into, and a cut-off id is of no use to anyone. Names and
+    # reasons come from anywhere, and brackets in them are no markup.
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
 def _library(options: argparse.Namespace) -> int:
@@ -118,16 +120,22 @@ def serve_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"between 1 and 256, given {number}")
+def _up_to(most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        given = int(text)
+        if not 1 <= given <= most:
+            raise argparse.ArgumentTypeError(f"between 1 and {most}, given {given}")
+        return given
+
     return number
 
 
 def _worker(options: argparse.Namespace) -> int:
     from esper.cli.worker import run
 
+    given = [n for n in ("pipeline", "cuda_arch") if getattr(options, n) is not None]
+    if given and options.role != "tezzeret":
+        raise ContractError(f"--{given[0].replace('_', '-')} is for tezzeret, not {options.role}")
     return run(options)
 
 
@@ -140,7 +148,7 @@ def worker_parser(parser: argparse.ArgumentParser) -> None:
                         "and measures kernels")
     parser.add_argument("--urza", metavar="ADDRESS", required=True,
                         help="where esper serve listens: unix:/path/to.sock or HOST:PORT")
-    parser.add_argument("--concurrency", metavar="N", type=_count, default=1,
+    parser.add_argument("--concurrency", metavar="N", type=_up_to(256), default=1,
                         help="items at a time (default 1); measurements of urabrask disturb one "
                         "another where there are several")
     parser.add_argument("--pipeline", choices=[str(p) for p in Pipeline],
@@ -217,7 +225,7 @@ def bench_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true",
                         help="two batch sizes and no torch.compile: ten seconds a kernel instead "
                         "of minutes")
-    parser.add_argument("--self-test", type=int, nargs="?", const=100, metavar="RUNS",
+    parser.add_argument("--self-test", type=_up_to(100_000), nargs="?", const=100, metavar="RUNS",
                         help="compare one thing with itself, 100 times by default, and print how "
                         "often the bench calls that a difference")
     parser.set_defaults(run=_bench)

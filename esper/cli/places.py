@@ -1,10 +1,7 @@
-"""Where a command finds the library, and how it is told to stop."""
+"""Where a command finds the library."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from pathlib import Path
 
 from esper.errors import ConfigError, NotInLibrary
@@ -42,29 +39,3 @@ def existing_library(
     if is_address(where):
         return open_library(where, token_file=token_file, tls_ca=tls_ca)
     return existing_folder(where)
-
-
-def stop_on_signals() -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process as it always does.
-
-    A thread sets it, not the handler: that runs in the main thread, perhaps in the middle of a
-    wait for this event, and would then wait for a lock that it holds itself.
-    """
-    stop = threading.Event()
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-
-    def first(number: int, frame: object) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-
-    def watch() -> None:
-        while os.read(told, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
-            pass  # of another handler's signal
-        stop.set()
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, first)
-    signal.set_wakeup_fd(tell)
-    threading.Thread(target=watch, name="esper-signals", daemon=True).start()
-    return stop

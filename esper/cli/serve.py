@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 
-from esper.cli.parsers import SOCKET
-from esper.cli.places import stop_on_signals
 from esper.errors import ConfigError, EsperError
-from esper.rpc.address import parse_address
+from esper.rpc.address import SOCKET, parse_address
+from esper.slowtrack import stop_on
 
 log = logging.getLogger("esper.serve")
 SWEEP_SECONDS = 5.0
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if network is None and any(given):
         raise ConfigError("--tls-cert, --tls-key and --tokens are given together or not at all")
     library = LocalLibrary(options.library)
-    stop = stop_on_signals()
+    stop = stop_on(signal.SIGTERM, signal.SIGINT)
     bus = Bus()
     with (
         Server(library, address, network=network, bus=bus) as server,

@@ -6,6 +6,7 @@ import time
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from esper.cli.library import age, short, styled_status
 from esper.leyline.library import Change, KeptLibrary
@@ -22,14 +23,14 @@ def show(library: KeptLibrary, console: Console, where: str) -> None:
     """Print what the library says now; ages are by this machine's clock."""
     depths, now = library.depths(), time.time()
     level = capacity(depths)
-    console.print(f"[bold]{where}[/]  capacity {level.factor:g} ({level.level}; fullest: "
-                  f"{level.queue}, {level.fill:.0%})", highlight=False)
+    console.print(_headed(where, f"  capacity {level.factor:g} ({level.level}; fullest: "
+                          f"{level.queue}, {level.fill:.0%})"))
     queues = _table("queue", "waiting", "limit")
     for name, waiting in depths.model_dump().items():
         queues.add_row(name, str(waiting), str(LIMITS[name]))
     console.print(queues)
     leases = library.leases()
-    console.print(f"\n[bold]at work[/]  {len(leases)}", highlight=False)
+    console.print(_headed("\nat work", f"  {len(leases)}"))
     if leases:
         work = _table("worker", "item", "site", "for", "lease ends in")
         for lease in leases[:_SHOWN]:
@@ -39,13 +40,17 @@ def show(library: KeptLibrary, console: Console, where: str) -> None:
         if len(leases) > _SHOWN:
             console.print(f"and {len(leases) - _SHOWN} more", style="dim")
     results = _results(library.changes(limit=_LOOK_BACK))
-    console.print(f"\n[bold]lately[/]{'' if results else '  nothing yet'}")
+    console.print(_headed("\nlately", "" if results else "  nothing yet"))
     if results:
         lately = _table("ago", "item", "status", "reason")
         for change in results:
             lately.add_row(age(change.time), short(change.item), styled_status(change.after),
                            (change.reason.splitlines() or ["-"])[0][:80])
         console.print(lately)
+
+
+def _headed(heading: str, rest: str) -> Text:
+    return Text(heading, style="bold").append(rest, style="not bold")
 
 
 def _results(changes: list[Change]) -> list[Change]:

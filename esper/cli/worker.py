@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import threading
 
-from esper.cli.places import stop_on_signals
 from esper.errors import Unreachable
-from esper.slowtrack import run_service
+from esper.slowtrack import run_service, stop_on
 from esper.tezzeret.workshop import CUDA_ARCH
 
 log = logging.getLogger("esper.worker")
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         os.environ.setdefault(variable, "1")  # several items at a time, not several threads each
     if options.cuda_arch:
         os.environ[CUDA_ARCH] = options.cuda_arch
-    stop = stop_on_signals()
+    stop = stop_on(signal.SIGTERM, signal.SIGINT)
     failures: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
@@ -67,5 +67,5 @@ def run(options: argparse.Namespace) -> int:
     library.close()
     if failures:
         raise failures[0]
-    print("stopped; what was not done is given back", flush=True)
+    print("stopped; what was not done is given back, or its lease ends by itself", flush=True)
     return 0

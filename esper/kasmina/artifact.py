@@ -15,20 +15,17 @@ Nothing here imports Inductor or Dynamo: a training process needs no compiler.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from esper.errors import ArtifactCorrupt, ArtifactMismatch, BlueprintError
+from esper.errors import ArtifactCorrupt, ArtifactMismatch
 from esper.kasmina.cache import kernel_cache
 from esper.kasmina.launches import as_tuples, check_plan
 from esper.kasmina.native import NO_LAUNCHES, open_kernel, runs_on
@@ -38,16 +35,13 @@ from esper.leyline.artifact import (
     CAPS,
     CUBINS,
     FORWARD,
-    LAYOUTS,
     MANIFEST,
     MEMBERS,
     PLAN,
     Manifest,
-    ParameterSpec,
-    kernel_id,
 )
 from esper.leyline.blueprint import BlueprintIR, parse_blueprint
-from esper.leyline.shapes import infer
+from esper.leyline.papers import AGAIN, check_papers, read_members
 from esper.leyline.signature import SiteSignature
 
 # kernel(h, params, alpha, mode) -> out; mode 0 TRAINING, 1 GRAFTING, 2 FULL
@@ -55,7 +49,6 @@ Kernel = Callable[[Tensor, list[Tensor], float, int], Tensor]
 
 # The members and, generously, the zip's own headers.
 MAX_ARTIFACT_BYTES = sum(CAPS[name] for name in MEMBERS) + (1 << 16)
-_AGAIN = "fetch it again, or compile the blueprint again"
 
 
 @dataclass(frozen=True)
@@ -90,40 +83,18 @@ def read_artifact(path: str | os.PathLike[str], digest: str) -> Artifact:
     if found != digest:
         raise ArtifactCorrupt(
             f"{path}: the SHA-256 is {found}, expected {digest}; the file is damaged or another "
-            f"one: {_AGAIN}"
+            f"one: {AGAIN}"
         )
-    members = _members(path, content)
+    members = read_members(path, content)
     digests = {n: hashlib.sha256(m).hexdigest() for n, m in members.items() if n != MANIFEST}
     manifest, ir = check_papers(path, members[MANIFEST], members[BLUEPRINT], digests)
     code = {name: members[name] for name in members if name not in (MANIFEST, BLUEPRINT)}
     for name in code.keys() - {PLAN}:
         if not code[name].startswith(b"\x7fELF"):
-            raise ArtifactCorrupt(f"{path}: {name} is not an ELF file; {_AGAIN}")
+            raise ArtifactCorrupt(f"{path}: {name} is not an ELF file; {AGAIN}")
     if PLAN in code:
         check_plan(path, manifest, code[PLAN], code[CUBINS])
     return Artifact(manifest, ir, code)
-
-
-def check_papers(
-    path: object, manifest_json: bytes, blueprint_json: bytes, digests: Mapping[str, str]
-) -> tuple[Manifest, BlueprintIR]:
-    """What an artifact says of itself, if it agrees with itself.
-
-    Args:
-        path: names the artifact in messages.
-        digests: SHA-256 of every member but the manifest, as found.
-
-    Raises:
-        ArtifactCorrupt: a member is of another digest than the manifest says, a part cannot be
-            read, or the parts contradict each other.
-    """
-    manifest = _manifest(path, manifest_json, digests)
-    try:
-        ir = parse_blueprint(blueprint_json)
-        _consistent(path, manifest, ir)
-    except BlueprintError as e:
-        raise ArtifactCorrupt(f"{path}: {BLUEPRINT} is not a blueprint: {e}; {_AGAIN}") from e
-    return manifest, ir
 
 
 def _read_capped(path: str | os.PathLike[str]) -> bytes:
@@ -147,103 +118,6 @@ def _read_capped(path: str | os.PathLike[str]) -> bytes:
         raise ArtifactCorrupt(f"{path}: the file changed while it was read; try again")
     del content[filled:]
     return bytes(content)
-
-
-def _members(path: object, content: bytes) -> dict[str, bytes]:
-    """The four members; the list and all sizes are checked before one is read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-            names = tuple(i.filename for i in infos)
-            if names not in LAYOUTS:
-                shown = ", ".join(repr(n) for n in names[:8])
-                raise ArtifactCorrupt(
-                    f"{path}: the members are [{shown}] ({len(names)} in all), expected exactly "
-                    f"{' or '.join(str(list(layout)) for layout in LAYOUTS)}; this is not an "
-                    "esper artifact"
-                )
-            for info in infos:
-                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-                    raise ArtifactCorrupt(
-                        f"{path}: {info.filename} is compressed or encrypted; artifacts are "
-                        f"stored as they are: {_AGAIN}"
-                    )
-                if info.file_size > CAPS[info.filename] or info.file_size != info.compress_size:
-                    raise ArtifactCorrupt(
-                        f"{path}: {info.filename} claims {info.file_size} bytes "
-                        f"({info.compress_size} stored), at most {CAPS[info.filename]} are allowed"
-                    )
-            # Nothing before, between or behind the members but the headers that zip itself needs.
-            size = 22 + sum(30 + 46 + 2 * len(i.filename) + i.file_size for i in infos)
-            if len(content) != size:
-                raise ArtifactCorrupt(
-                    f"{path}: {len(content)} bytes, its members and their headers take {size}; "
-                    f"something is hidden between them: {_AGAIN}"
-                )
-            return {i.filename: archive.read(i) for i in infos}
-    # zipfile reports a damaged file through whatever its parser ran into.
-    except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError,
-            RuntimeError, OSError, LookupError) as e:
-        raise ArtifactCorrupt(f"{path}: not a readable zip ({e}); {_AGAIN}") from e
-
-
-def _manifest(path: object, manifest_json: bytes, digests: Mapping[str, str]) -> Manifest:
-    try:
-        manifest = Manifest.model_validate_json(manifest_json, strict=True)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the whole"
-        raise ArtifactCorrupt(f"{path}: {MANIFEST}: {first['msg']} (at {where}); {_AGAIN}") from e
-    if set(manifest.sha256) != set(digests):
-        raise ArtifactCorrupt(
-            f"{path}: {MANIFEST} has digests of {sorted(manifest.sha256)}, expected of "
-            f"{sorted(digests)}; {_AGAIN}"
-        )
-    for name, found in digests.items():
-        if found != manifest.sha256[name]:
-            raise ArtifactCorrupt(
-                f"{path}: {name} has SHA-256 {found}, {MANIFEST} says {manifest.sha256[name]}; "
-                f"{_AGAIN}"
-            )
-    return manifest
-
-
-def _consistent(path: object, manifest: Manifest, ir: BlueprintIR) -> None:
-    """The manifest must describe this blueprint: ids, parameters and the calling plan."""
-    if manifest.blueprint_id != ir.id:
-        raise ArtifactCorrupt(
-            f"{path}: the blueprint inside is {ir.id}, {MANIFEST} says {manifest.blueprint_id}"
-        )
-    expected = kernel_id(ir.id, manifest.signature, manifest.toolchain, manifest.pipeline)
-    if manifest.kernel_id != expected:
-        raise ArtifactCorrupt(
-            f"{path}: {MANIFEST} names kernel {manifest.kernel_id}, its own fields give {expected}"
-        )
-    parameters = tuple(
-        ParameterSpec(name=p.name, shape=p.shape) for p in infer(ir, manifest.signature).parameters
-    )
-    if manifest.parameters != parameters:
-        raise ArtifactCorrupt(
-            f"{path}: {MANIFEST} lists the parameters "
-            f"{[(p.name, p.shape) for p in manifest.parameters]}, the blueprint has "
-            f"{[(p.name, p.shape) for p in parameters]}"
-        )
-    inputs = 2 + len(parameters)  # h, alpha and the parameters
-    for source in manifest.backward_inputs:
-        kind, _, index = source.partition(":")
-        number = int(index) if index.isascii() and index.isdigit() and len(index) < 6 else -1
-        if source != "grad" and not (
-            (kind == "in" and 0 <= number < inputs) or (kind == "out" and number >= 0)
-        ):
-            raise ArtifactCorrupt(
-                f"{path}: backward input {source!r} is none of 'grad', 'in:0' to "
-                f"'in:{inputs - 1}', 'out:K'"
-            )
-    if len(manifest.gradients) != inputs - 1 or min(manifest.gradients) < 0:
-        raise ArtifactCorrupt(
-            f"{path}: {MANIFEST} maps {len(manifest.gradients)} gradients "
-            f"{manifest.gradients}, expected {inputs - 1} indices from 0"
-        )
 
 
 def this_isa(device: str) -> str:

@@ -7,14 +7,12 @@ host.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.mode import GRAFTING, TRAINING
-from esper.leyline.reference import blend, function
+from esper.leyline.reference import blend, function, isolated
 from esper.leyline.signature import SiteSignature
 
 
@@ -35,18 +33,5 @@ class PlainForm:
         with torch.autocast(h.device.type, enabled=False):
             out = self._run(inside.to(self._dtype), params).to(h.dtype)
         if mode == TRAINING:
-            result: Tensor = _Aside.apply(h, out)
-            return result
+            return isolated(h, out)
         return blend(h, out, torch.full((), alpha, device=h.device))
-
-
-class _Aside(torch.autograd.Function):
-    """h as it is, with the gradient that arrives there given to the seed as well."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, out: Tensor) -> Tensor:
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return grads[0], grads[0]

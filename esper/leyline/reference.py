@@ -7,6 +7,7 @@ differentiated, run in float64, and written out as source for export.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +138,23 @@ def blend(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
     a = alpha.to(h.dtype)
     mixed = h + a * (s - h)
     return torch.where(alpha == 0, h, torch.where(alpha == 1, s, mixed))
+
+
+class _Isolated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
+
+
+def isolated(h: Tensor, s: Tensor) -> Tensor:
+    """`h` itself, as the host sees a seed in TRAINING; the gradient that arrives there goes to `h`
+    and to the seed's output `s` alike."""
+    out: Tensor = _Isolated.apply(h, s)
+    return out
 
 
 def initial_parameters(

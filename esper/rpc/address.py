@@ -12,6 +12,7 @@ from esper.errors import ConfigError
 if TYPE_CHECKING:
     from esper.leyline.library import KeptLibrary
 
+SOCKET = "urza.sock"  # below a library's folder, where esper serve listens by default
 _UNIX = "unix:"
 MAX_SOCKET_PATH = 107  # bytes, without the zero; sockaddr_un of Linux
 _HOST_PORT = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")

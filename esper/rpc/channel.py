@@ -109,7 +109,7 @@ def read_secret(path: Path, *, private: bool) -> bytes:
             if private and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
                 raise ConfigError(
                     f"{path} has mode {mode:03o}: others can read the secrets in it; chmod 600 it, "
-                    "and replace the tokens if somebody may have read them"
+                    "and replace them if somebody may have read them"
                 )
             content = file.read(MAX_SECRET_BYTES + 1)
     except OSError as e:

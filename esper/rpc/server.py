@@ -137,11 +137,11 @@ class Server:
         """Take no more calls, let running ones end for `grace` seconds, then end them."""
         self._health.enter_graceful_shutdown()
         self._streams.stopping.set()
+        if self.address.socket is not None:  # not later, when it may be the next server's
+            self.address.socket.unlink(missing_ok=True)
         self._server.stop(grace).wait()
         if self._leave_bus is not None:
             self._leave_bus()
-        if self.address.socket is not None:
-            self.address.socket.unlink(missing_ok=True)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -151,9 +151,8 @@ class Server:
 
 
 def _credentials(network: Network) -> grpc.ServerCredentials:
-    key, certificate = (
-        read_secret(path, private=False) for path in (network.tls_key, network.tls_cert)
-    )
+    key = read_secret(network.tls_key, private=True)
+    certificate = read_secret(network.tls_cert, private=False)
     try:  # gRPC would say no more than that it could not listen
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             network.tls_cert, network.tls_key, password=lambda: b""

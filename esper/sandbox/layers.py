@@ -147,6 +147,7 @@ def _leave_a_keeper(apart: bool, processes: int) -> None:
         pid, status = os.wait()
     if init is not None:
         os.kill(init, signal.SIGKILL)  # and the kernel kills all that are left in there
+        os.waitpid(init, 0)  # or it would be left to whoever inherits it, who may not look
     else:
         while left := psutil.Process().children(recursive=True):
             for process in left:

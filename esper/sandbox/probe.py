@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from esper.errors import EsperError
 from esper.sandbox.allowance import Allowance
+from esper.sandbox.ask import ask
 from esper.sandbox.layers import NEEDS, Layer, enter
 
 START_SECONDS = 120.0  # eight small processes at idle priority beside a busy trainer
@@ -26,18 +26,11 @@ def available() -> Mapping[Layer, str]:
     Raises:
         EsperError: it could not be tried; asked again, it is tried again.
     """
-    try:
-        said = subprocess.run(
-            [sys.executable, "-m", "esper.sandbox.probe"], stdin=subprocess.DEVNULL,
-            capture_output=True, check=True, timeout=START_SECONDS,
-        ).stdout
-        return {Layer(name): why for name, why in json.loads(said).items()}
-    except (OSError, subprocess.SubprocessError, ValueError) as e:
-        heard = getattr(e, "stderr", None) or b""
-        raise EsperError(
-            f"the process that was to try the sandbox did not ({e}); check that this "
-            f"installation is complete: {heard[-400:].decode(errors='replace').strip()}"
-        ) from e
+    return ask("esper.sandbox.probe", "try the sandbox", _read, START_SECONDS)
+
+
+def _read(said: bytes) -> Mapping[Layer, str]:
+    return {Layer(name): why for name, why in json.loads(said).items()}
 
 
 def allowed() -> tuple[Layer, ...]:

@@ -8,7 +8,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,15 +134,25 @@ def end_family(pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     end = time.monotonic() + 5  # a moment, but for one that the kernel will not let go
-    while any(map(_lives, family)) and time.monotonic() < end:
+    kin = {pid, *(member.pid for member in family)}
+    while (family := [m for m in family if _lives(m, kin)]) and time.monotonic() < end:
         time.sleep(0.01)
 
 
-def _lives(process: psutil.Process) -> bool:
-    try:  # one that nobody reaps is as good as gone
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def _lives(process: psutil.Process, kin: Collection[int]) -> bool:
+    """Whether it does, or has still to be passed on by a parent of its kin that is about to end."""
+    try:
+        if process.is_running() and (
+            process.status() != psutil.STATUS_ZOMBIE or process.ppid() in kin
+        ):
+            return True
     except psutil.NoSuchProcess:
-        return False
+        pass
+    # Where this process inherits orphans (the first of a container does), nobody else reaps them;
+    # and unreaped they keep others alive, for the first of a PID namespace waits for all in it.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return False
 
 
 def read_capped(path: Path, most: int) -> bytes:

@@ -12,6 +12,7 @@ from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteSignature
 from esper.tezzeret.backends import Built
 from esper.tezzeret.cubins import compilers
+from esper.tezzeret.libraries import build_libraries
 from esper.tezzeret.pipelines import RECIPES, Recipe, Variant, never
 from esper.tezzeret.toolchain import toolchain
 
@@ -63,8 +64,6 @@ class InductorCpu:
     def build(
         self, ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, folder: Path
     ) -> Built:
-        from esper.tezzeret.forge import build_libraries
-
         return build_libraries(ir, signature, RECIPES[pipeline], folder)
 
 
@@ -90,6 +89,4 @@ class InductorCuda:
     def build(
         self, ir: BlueprintIR, signature: SiteSignature, pipeline: Pipeline, folder: Path
     ) -> Built:
-        from esper.tezzeret.forge import build_libraries
-
         return build_libraries(ir, signature, CUDA_RECIPES[pipeline], folder)

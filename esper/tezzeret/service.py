@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from esper.errors import (
+    ArtifactCorrupt,
     BlueprintError,
     CompileError,
     EsperError,
     LibraryError,
     NoBackend,
+    NotInLibrary,
     QueueFull,
     StaleClaim,
 )
@@ -32,7 +34,7 @@ from esper.tezzeret.workshop import backend_for, backends, toolchain_for
 
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
-IDLE_SECONDS = 10.0  # without new work, before old kernels are looked at
+IDLE_SECONDS = 10.0  # without new work, before old kernels are looked at, and between two looks
 LIBRARY_PAUSE_SECONDS = 5.0  # after a library that did not answer
 # Blueprints left to other workers, of which the latest are remembered: more than wait at a time.
 LEFT_BEHIND = 256
@@ -82,11 +84,12 @@ def _carry(
         return f"refused: {reason}"
     tools = backend_for(record.ir, record.signature).toolchain()
     identity = kernel_id(record.blueprint_id, record.signature, tools, chosen)
-    for known in library.kernels(signature=record.signature):
-        if known.kernel_id == identity:
-            # Released it would come straight back; completed with what is there it is done.
-            library.complete_blueprint(claim, library.fetch(known.digest).read_bytes())
-            return f"is in the library already: {identity}"
+    # One that is there but damaged is compiled anew.
+    with contextlib.suppress(NotInLibrary, ArtifactCorrupt):
+        known = library.kernel(identity)
+        # Released it would come straight back; completed with what is there it is done.
+        library.complete_blueprint(claim, library.fetch(known.digest).read_bytes())
+        return f"is in the library already: {identity}"
     artifact = forge.compile(record.ir, record.signature, chosen, cancelled=stop.is_set)
     # It was dear to make, so a full queue or a failing store is waited for.
     kernel = patiently(lambda: library.complete_blueprint(claim, artifact), stop, patience)
@@ -115,7 +118,9 @@ def _serve(
     except Exception as e:
         if not isinstance(e, EsperError):
             log.exception("unforeseen, on %s", claim.record.blueprint_id)
-        broken = control_error(forge, claim.record.signature.device, stop.is_set)
+        # Which may have ended the compile, and leaves no time for a control.
+        broken = ("" if stop.is_set()
+                  else control_error(forge, claim.record.signature.device, stop.is_set))
         if stop.is_set():
             raise EsperError(f"the service is stopping: {e}") from e
         if broken:
@@ -184,7 +189,7 @@ def run(
         backend.toolchain()
     left: deque[tuple[str, str]] = deque(maxlen=LEFT_BEHIND)
     tried: set[str] = set()
-    last_new = time.monotonic()
+    idle_from = time.monotonic() + IDLE_SECONDS
     patience = 0.0 if once else PATIENCE_SECONDS
     breaker = CircuitBreaker("tezzeret_compilation")
     with Forge() as forge:
@@ -194,12 +199,15 @@ def run(
             try:
                 claim = library.claim_blueprint(worker_name, LEASE_SECONDS, leave=left)
                 if claim is not None:
-                    last_new = time.monotonic()
+                    idle_from = time.monotonic() + IDLE_SECONDS
                 elif once:
                     return
-                elif pipeline is None and time.monotonic() - last_new >= IDLE_SECONDS:
+                elif pipeline is None and (looked := time.monotonic()) >= idle_from:
                     claim = claim_idle_work(
                         library, worker_name, LEASE_SECONDS, toolchain_for, tried)
+                    if claim is None:  # and all of the library was read for that
+                        now = time.monotonic()
+                        idle_from = now + max(IDLE_SECONDS, 10 * (now - looked))
             except EsperError:
                 if once:
                     raise

@@ -10,15 +10,13 @@ import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from esper.errors import CompileError
+from esper.files import abandoned, temporary_name
 from esper.leyline.artifact import MAX_LIBRARY_BYTES, Pipeline
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.signature import SiteSignature
@@ -31,6 +29,7 @@ from esper.tezzeret.pipelines import RECIPES
 
 log = logging.getLogger(__name__)
 ALLOWANCE = Allowance(memory_bytes=12 << 30)  # of one compile
+_ITEM = "item-"
 _MAX_ARTIFACT_BYTES = 2 * MAX_LIBRARY_BYTES + (4 << 20)
 START_SECONDS = 120.0  # importing torch on a machine that has better things to do
 
@@ -47,11 +46,12 @@ def _private_cache() -> Path:
 def _item_folder() -> Path:
     """A fresh folder for one blueprint; those of owners that were killed are swept away."""
     cache = _private_cache()
-    for old in cache.glob("item-*"):
-        owner = old.name.split("-")[1]
-        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
+    for old in cache.glob(f"{_ITEM}*"):
+        if abandoned(old, _ITEM):
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"item-{os.getpid()}-", dir=cache))
+    folder = cache / f"{_ITEM}{temporary_name()}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 class Forge:

@@ -16,13 +16,11 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
@@ -30,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from esper.errors import CheckpointError
+from esper.files import abandoned, sync, temporary_name
 from esper.leyline.base import Contract, sha256
 from esper.tolaria.trees import unpack
 from esper.version import __version__
@@ -39,7 +38,7 @@ MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_STATE_BYTES = 256 << 20
 NAME = re.compile(r"(\d{6})-step-(\d+)")
-_PARTIAL = re.compile(r"\.partial-(\d+)-[0-9a-f]{32}")
+_PARTIAL = ".partial-"
 
 
 class Manifest(Contract):
@@ -87,7 +86,7 @@ def write_checkpoint(
         place = held.untyped_storage().data_ptr()
         whole[name] = held.clone() if place in seen else held  # safetensors refuses shared memory
         seen.add(place)
-    partial = path.parent / f".partial-{os.getpid()}-{uuid.uuid4().hex}"
+    partial = path.parent / f"{_PARTIAL}{temporary_name()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -105,24 +104,16 @@ def write_checkpoint(
                 sha256={STATE: sha256(content), TENSORS: digest})
             (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             for name in (TENSORS, STATE, MANIFEST):
-                _sync(partial / name)
-            _sync(partial)
+                sync(partial / name)
+            sync(partial)
             os.rename(partial, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as e:
         raise CheckpointError(f"could not write the checkpoint {path}: {e}; free some space or "
                               "check the folder's permissions") from e
     return path
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def check(path: Path) -> Manifest:
@@ -229,13 +220,12 @@ def sweep(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        match = _PARTIAL.fullmatch(path.name)
-        if match is not None and not psutil.pid_exists(int(match[1])):
+        if path.name.startswith(_PARTIAL) and abandoned(path, _PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def discard(path: Path) -> None:
     """Remove a checkpoint; it is never seen half-removed."""
-    gone = path.parent / f".partial-{os.getpid()}-{uuid.uuid4().hex}"
+    gone = path.parent / f"{_PARTIAL}{temporary_name()}"
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)

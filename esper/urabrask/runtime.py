@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
-import sys
 
-from pydantic import ValidationError
-
-from esper.errors import ArtifactMismatch, EsperError
+from esper.errors import ArtifactMismatch
 from esper.leyline.artifact import Runtime
+from esper.sandbox.ask import ask
 
 START_SECONDS = 300.0  # importing torch at idle priority beside a busy trainer
 
@@ -26,18 +23,8 @@ def runtime() -> Runtime:
     Raises:
         EsperError: no child could be started; asked again, it is tried again.
     """
-    try:
-        said = subprocess.run(
-            [sys.executable, "-m", "esper.urabrask.runtime"], stdin=subprocess.DEVNULL,
-            capture_output=True, check=True, timeout=START_SECONDS,
-        ).stdout
-        return Runtime.model_validate_json(said)
-    except (OSError, subprocess.SubprocessError, ValidationError) as e:
-        heard = getattr(e, "stderr", None) or b""
-        raise EsperError(
-            f"the process that was to say which kernels run here did not ({e}); check that this "
-            f"installation is complete: {heard[-400:].decode(errors='replace').strip()}"
-        ) from e
+    return ask("esper.urabrask.runtime", "say which kernels run here",
+               Runtime.model_validate_json, START_SECONDS)
 
 
 def main() -> None:

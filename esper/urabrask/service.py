@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper.errors import EsperError, LibraryError, NotInLibrary, StaleClaim
+from esper.errors import ArtifactCorrupt, EsperError, LibraryError, NotInLibrary, StaleClaim
 from esper.leyline.artifact import Runtime
 from esper.leyline.library import KernelClaim, KernelRecord, Library
 from esper.leyline.verdict import ValidationReport
@@ -37,6 +37,7 @@ from esper.urabrask.standing import Standing
 
 log = logging.getLogger("esper.urabrask")
 LEASE_SECONDS = 120.0
+_SAME_STROKE_SECONDS = 0.5
 # What is read back from a child. A report is some hundred kilobytes, all stages' names are one.
 _MAX_REPORT_BYTES, _MAX_STAGES_BYTES, _MAX_STDERR_BYTES = 4 << 20, 1 << 16, 400
 
@@ -188,8 +189,8 @@ def _examine_record(
 ) -> ValidationReport | None:
     try:
         path = library.fetch(record.digest)
-    except NotInLibrary as e:
-        return _rejection(record.kernel_id, f"its artifact is not in the library: {e}", 0.0)
+    except (NotInLibrary, ArtifactCorrupt) as e:
+        return _rejection(record.kernel_id, f"the library has no sound artifact of it: {e}", 0.0)
     return examine_file(path, record.kernel_id, record.digest, limits, give_up)
 
 
@@ -355,6 +356,9 @@ def _run_child(
         end_family(child.pid)
         code = child.wait()
     if verdict == "" and code:
+        # Whoever ends this service may end all that it has started with the same stroke.
+        if code < 0 and any(event.wait(_SAME_STROKE_SECONDS) for event in give_up):
+            return None
         return killed(-code, spec.allowance) if code < 0 else f"exited with {code}"
     return verdict
 

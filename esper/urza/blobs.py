@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from esper.errors import ArtifactCorrupt, LibraryError, NotInLibrary
+from esper.files import abandoned, sync, temporary_name
 from esper.leyline.artifact import MAX_LIBRARY_BYTES, MAX_MANIFEST_BYTES
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import MAX_JSON_BYTES
@@ -22,24 +22,6 @@ from esper.leyline.blueprint import MAX_JSON_BYTES
 # The members at their largest, and room for the zip's own headers.
 MAX_BLOB_BYTES = 2 * MAX_LIBRARY_BYTES + MAX_MANIFEST_BYTES + MAX_JSON_BYTES + 65536
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process, but there
-    return True
 
 
 class BlobFolder:
@@ -111,8 +93,7 @@ class BlobFolder:
         """Durably, as one rename at the end; whatever goes wrong leaves nothing."""
         path = self._path(digest)
         try:
-            # The name carries the writer's pid, so that leftovers of the dead can be told.
-            temporary = self._temporary / f"{os.getpid()}-{uuid.uuid4().hex}"
+            temporary = self._temporary / temporary_name()
             try:
                 with open(temporary, "xb") as file:
                     for chunk in chunks:
@@ -122,9 +103,9 @@ class BlobFolder:
                 os.chmod(temporary, 0o444)
                 if not path.parent.exists():
                     path.parent.mkdir(exist_ok=True)
-                    _sync_folder(self.root)
+                    sync(self.root)
                 os.replace(temporary, path)
-                _sync_folder(path.parent)
+                sync(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as e:
@@ -166,8 +147,7 @@ class BlobFolder:
         """Remove what dead writers left half-written; returns how many files that were."""
         removed = 0
         for leftover in self._temporary.iterdir():
-            pid = leftover.name.partition("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
+            if abandoned(leftover):
                 leftover.unlink(missing_ok=True)
                 removed += 1
         return removed

@@ -238,20 +238,20 @@ class Store:
             return connection
 
     def _check_schema(self, connection: sqlite3.Connection) -> None:
+        (owner,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if owner != _APPLICATION_ID:
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise LibraryError(
+                    f"{self.path} is a database of something else; choose another folder"
+                )
+            version = 0
         if version == SCHEMA_VERSION:
             return
         if version > SCHEMA_VERSION:
             raise LibraryError(
                 f"{self.path} has schema version {version}, this esper knows {SCHEMA_VERSION}; "
                 "open it with a newer esper or choose another folder"
-            )
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        if owner != _APPLICATION_ID and connection.execute(
-            "SELECT count(*) FROM sqlite_master"
-        ).fetchone()[0]:
-            raise LibraryError(
-                f"{self.path} is a database of something else; choose another folder"
             )
         statements = _SCHEMA if version == 0 else itertools.chain.from_iterable(
             _MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)

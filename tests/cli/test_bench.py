@@ -41,6 +41,9 @@ def test_the_self_test_prints_the_rate(capsys: pytest.CaptureFixture[str]) -> No
     said = " ".join(capsys.readouterr().out.split())
     assert "of 5 comparisons of one thing with itself came out FAST" in said
     assert code in (0, 1)  # five are too few to demand anything
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "--self-test", "-5"])
+    assert "between 1 and 100000" in capsys.readouterr().err
 
 
 @pytest.mark.slow

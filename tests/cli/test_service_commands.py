@@ -116,6 +116,23 @@ def test_serve_status_and_a_clean_end(tmp_path: Path) -> None:
     assert gone.returncode == 2 and "esper serve" in gone.stderr and "Traceback" not in gone.stderr
 
 
+def test_brackets_in_what_others_wrote_are_shown_as_they_are(tmp_path: Path) -> None:
+    library = LocalLibrary(tmp_path)
+    ir = blueprint().model_copy(update={"name": "[/a][red]b"})
+    library.submit(ir, SIG, author="[/c]")
+    assert library.claim_blueprint("[/d]", 60) is not None
+    library.submit(blueprint(2), SIG, author="karn")
+    claim = library.claim_blueprint("w", 60)
+    assert claim is not None
+    library.reject_blueprint(claim, "[/e] failed: [f, g]")
+    for command, wanted in ((["status", "--urza"], ["[/d]", "[/e] failed: [f, g]"]),
+                            (["library", "ls", "--blueprints", "--library"],
+                             ["[/a][red]b", "[/c]", "[/e] failed: [f, g]"])):
+        done = esper_command(*command, str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert all(part in done.stdout for part in wanted), done.stdout
+
+
 def test_serve_on_a_network(tmp_path: Path) -> None:
     folder = str(tmp_path / "library")
     refused = esper_command("serve", "--library", folder, "--listen", "127.0.0.1:0")
@@ -139,6 +156,12 @@ def test_serve_on_a_network(tmp_path: Path) -> None:
         assert end(serving) == 0
     said = (tmp_path / "log").read_text()
     assert not any(token in said for token in TOKENS.values())
+
+
+@pytest.mark.parametrize("option", [("--pipeline", "FAST"), ("--cuda-arch", "sm_90")])
+def test_what_is_tezzerets_is_refused_to_others(option: tuple[str, str], tmp_path: Path) -> None:
+    done = esper_command("worker", "karn", "--urza", f"unix:{tmp_path}/s", *option)
+    assert done.returncode == 2 and f"{option[0]} is for tezzeret, not karn" in done.stderr
 
 
 def test_a_worker_gives_its_lease_back_when_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -217,7 +240,7 @@ def test_archiving_takes_out_of_use_and_deletes_nothing(tmp_path: Path) -> None:
     assert library.fetch(library.kernel(kernel).digest).exists()
     for again in (kernel, blueprint().id):
         done = esper_command("library", "archive", again, "--library", str(tmp_path))
-        assert done.returncode in (0, 2) and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "already" in done.stderr, done
 
 
 def test_check_finds_damage_and_orphans(tmp_path: Path) -> None:

@@ -293,6 +293,10 @@ def test_a_false_artifact_is_refused_and_the_claim_stays(library: Library) -> No
         "another blueprint inside": pack(
             {**good, "blueprint.json": blueprint(2).to_json().encode()}
         ),
+        "something behind the members": artifact(ir) + b"!",
+        "parameters that are not its blueprint's": pack(
+            {**good, "manifest.json": good["manifest.json"].replace(b'"down.weight"', b'"up"')}
+        ),
         "a false id": pack(
             {**good, "manifest.json": good["manifest.json"].replace(b'"k-', b'"k-0')}
         ),

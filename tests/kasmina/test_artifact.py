@@ -27,7 +27,6 @@ from esper.kasmina import artifact as room
 from esper.kasmina import native
 from esper.kasmina.artifact import (
     Artifact,
-    check_papers,
     check_runs_here,
     open_artifact,
     read_artifact,
@@ -35,6 +34,7 @@ from esper.kasmina.artifact import (
 from esper.leyline.artifact import MANIFEST, MEMBERS, Manifest
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import BlueprintIR, C, Node, Op
+from esper.leyline.papers import check_papers
 from esper.leyline.signature import SiteKind, SiteSignature
 from tests.artifacts import members, pack
 

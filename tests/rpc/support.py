@@ -11,7 +11,7 @@ from esper.rpc.client import RemoteLibrary
 from tests.urza.support import SIG, blueprint
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -128,6 +128,10 @@ def test_a_network_is_not_listened_on_without_tls_and_tokens(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="unix socket"):
         Server(library, parse_address(f"unix:{tmp_path}/s"), network=network)
     network.tokens.chmod(0o600)
+    network.tls_key.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"key\.pem has mode 644"):
+        Server(library, Address("127.0.0.1:0"), network=network)
+    network.tls_key.chmod(0o600)
     with pytest.raises(ConfigError, match="cannot be read"):
         Server(library, Address("127.0.0.1:0"),
                network=Network(tmp_path / "gone", network.tls_key, network.tokens))

@@ -15,6 +15,7 @@ import pytest
 from esper.errors import (
     EsperError,
     LibraryError,
+    NotInLibrary,
     Unreachable,
 )
 from esper.leyline.command import FieldReport
@@ -29,7 +30,7 @@ from esper.rpc.address import Address
 from esper.rpc.client import RemoteLibrary
 from esper.rpc.server import Server
 from esper.urza.library import LocalLibrary
-from tests.rpc.support import claimed
+from tests.rpc.support import claimed, wait_until
 from tests.urza.support import SIG, artifact, blueprint, in_child, report
 
 # Time
@@ -124,6 +125,31 @@ def test_a_restart_is_a_pause(
             assert [c.sequence for c in seen] == list(range(1, len(seen) + 1)), "none twice"
             watching.close()
             library.close()
+
+
+def test_a_server_that_takes_over_keeps_its_socket_when_the_last_one_ends(
+    local: LocalLibrary, address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def slow(kernel_id: str) -> None:
+        asked.set()
+        release.wait(60)
+        raise NotInLibrary(kernel_id)
+
+    monkeypatch.setattr(local, "kernel", slow)
+    first = Server(local, address).start()
+    library = RemoteLibrary(str(address), cache=tmp_path / "cache")
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(library.kernel, "k")
+        assert asked.wait(60)
+        stopping = pool.submit(first.stop, 60)
+        assert wait_until(lambda: address.socket is not None and not address.socket.exists())
+        with Server(LocalLibrary(local.root), address):
+            release.set()
+            stopping.result(60)
+            assert RemoteLibrary(str(address), cache=tmp_path / "cache").capacity() == 1.0
+        assert isinstance(call.exception(60), EsperError)
 
 
 def test_what_is_repeated_is_what_the_proto_calls_idempotent() -> None:

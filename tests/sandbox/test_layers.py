@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from esper import doctor
-from esper.sandbox import probe
+from esper.errors import EsperError
 from esper.sandbox.allowance import Allowance, explain
 from esper.sandbox.layers import Layer
 from esper.sandbox.probe import allowed, available, describe
@@ -170,6 +170,30 @@ def test_nothing_outlives_it(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
         assert keeper.stdout.read() == b"" and keeper.wait() == -signal.SIGKILL
 
 
+def test_nothing_is_left_to_whoever_inherits_orphans(
+    tmp_path: Path, layers: tuple[Layer, ...]
+) -> None:
+    """As the slow track's supervisor does, and the first process of a container."""
+    program = shut_in("if len(sys.argv) > 1: print('up', flush=True); signal.pause()",
+                      tmp_path, layers)
+    heir = (
+        "import subprocess, sys, psutil\n"
+        "from esper.sandbox import layers, watch\n"
+        "layers._call('prctl', layers._CHILD_SUBREAPER, 1, 0, 0, 0)\n"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)\n"
+        "print([p.status() for p in psutil.Process().children()])\n"
+        "keeper = subprocess.Popen([sys.executable, '-c', sys.argv[1], 'stay'],\n"
+        "                          stdout=subprocess.PIPE, process_group=0)\n"
+        "keeper.stdout.readline()\n"
+        "watch.end_family(keeper.pid)\n"
+        "keeper.wait()\n"
+        "print([p.status() for p in psutil.Process().children()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", heir, program], capture_output=True, text=True,
+                          timeout=120)
+    assert done.stdout == "[]\n[]\n", done
+
+
 def test_limits_hold_and_say_which_they_were(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
     most = Allowance(memory_bytes=512 << 20, cpu_seconds=1, file_bytes=1 << 20)
     said = (
@@ -253,7 +277,7 @@ def test_the_doctor_tells_which_layers_are_off(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_probe_that_cannot_start_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(probe.EsperError, match="did not"):
+    with pytest.raises(EsperError, match="did not"):
         available.__wrapped__()
     monkeypatch.setattr(doctor, "available", available.__wrapped__)
     assert doctor._sandbox().ok is False

@@ -175,6 +175,25 @@ def test_what_nothing_here_compiles_is_left_to_others_and_keeps_nobody_waiting(
     assert library.claim_blueprint("who has a GPU", 60) is not None
 
 
+def test_a_kernel_that_is_known_but_damaged_is_compiled_anew(
+    tmp_path: Path, forge: Forge
+) -> None:
+    library = LocalLibrary(tmp_path)
+    library.submit(ZOO[0], SIG, author="test", pipeline=Pipeline.FAST)
+    claim = library.claim_blueprint("before", 60)
+    assert claim is not None
+    made = library.complete_blueprint(claim, artifact(ZOO[0], SIG, tools=toolchain()))
+    blob = library.fetch(made.digest)
+    for damage in (lambda: blob.write_bytes(b"rotten"), blob.unlink):
+        blob.chmod(0o644)
+        damage()
+        again = library.claim_recompilation(ZOO[0].id, SIG, "again", 60, Pipeline.FAST)
+        assert again is not None
+        outcome = service.carry(library, again, forge, threading.Event(), None, 0.0)
+        assert outcome.startswith("FAST kernel")
+    assert len(forge.of(ZOO[0].id)) == 2 and statuses(library) == ["COMPILED"]
+
+
 @pytest.mark.slow
 def test_a_real_compiler_that_breaks_and_is_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
+import stat
 import threading
 from pathlib import Path
 
@@ -16,13 +18,27 @@ from esper.leyline.artifact import Pipeline
 from esper.leyline.base import sha256
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.leyline.signature import SiteKind, SiteSignature
-from esper.tezzeret import contest, forge, service
+from esper.tezzeret import contest, libraries, service, worker
 from esper.tezzeret.worker import Forge
 from esper.urza.library import LocalLibrary
 from tests.support import bottleneck
 from tests.tezzeret.test_analysis import blueprint, linear
 
 SIG = SiteSignature(kind=SiteKind.FEATURES, channels=16)
+
+
+def test_what_the_dead_left_is_swept_and_what_other_machines_work_on_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers on twenty machines may share a home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = worker._private_cache()
+    here, there = (cache / f"item-4194305-{node}-x" for node in (platform.node(), "another"))
+    here.mkdir()
+    there.mkdir()
+    made = worker._item_folder()
+    assert there.exists() and not here.exists()
+    assert made.parent == cache and stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 @pytest.mark.slow
@@ -79,7 +95,7 @@ def test_of_several_builds_the_first_is_kept_unless_another_is_clearly_faster(
                   for name in ("first", *names)]
         for build in builds:
             build.folder.mkdir(exist_ok=True)
-        return forge._fastest(SIG, builds).name
+        return libraries._fastest(SIG, builds).name
 
     assert kept() == kept("a little faster", "crashes") == "first"
     assert kept("fast", "faster", "crashes") == "faster"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -62,6 +63,23 @@ def test_three_tiers_in_order_and_each_once(tmp_path: Path) -> None:
     assert tried == {kernel_id(b, SIG, TOOLCHAIN, p) for p, b in (aggressive, standard)}
     nowhere = candidates(library, lambda record: None, time.time())
     assert list(nowhere) == [], "what cannot be compiled here is left to others"
+
+
+def test_an_idle_service_does_not_read_the_whole_library_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, stop, looks = LocalLibrary(tmp_path), threading.Event(), list[float]()
+
+    def look(*_: object) -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 4:
+            stop.set()
+
+    monkeypatch.setattr(service, "claim_idle_work", look)
+    monkeypatch.setattr(service, "Forge", StandIn)
+    monkeypatch.setattr(service, "IDLE_SECONDS", 0.3)
+    service.run(library, stop, poll_seconds=0.01)
+    assert all(b - a >= 0.3 for a, b in itertools.pairwise(looks))
 
 
 class StandIn:

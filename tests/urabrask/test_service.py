@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esper.errors import EsperError
+from esper.errors import ArtifactCorrupt, EsperError
 from esper.leyline.artifact import Manifest, Runtime
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import parse_blueprint
@@ -62,9 +62,10 @@ ATTACKS = {
     "fwrite(block, 1 << 20, 1, f); _exit(0);",
     "link": 'symlink("/dev/zero", "report.json"); _exit(0);',
     "babble": "for (int fd = 3; fd < 64; ++fd) write(fd, block, 100); _exit(5);",
+    "terminated": "kill(getpid(), SIGTERM);",
     "inert": "",
 }
-HEADERS = ("stdio", "stdlib", "string", "sys/socket", "sys/stat", "sys/un", "unistd")
+HEADERS = ("signal", "stdio", "stdlib", "string", "sys/socket", "sys/stat", "sys/un", "unistd")
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +119,13 @@ def _children() -> set[int]:
         ("segfault", "was killed by SIGSEGV during the opening of the artifact"),
         ("exit", "exited with 7 during the opening"),
         ("abort", "was killed by SIGABRT"),
-        ("hang", "did not finish within 8 s during the opening"),
+        ("hang", "did not finish within 12 s during the opening"),
         ("bomb", "was killed by SIGABRT"),
         ("fork", "started more than 64 processes during the opening"),
         ("flood", "left no readable report ([Errno 27] has more than 4 MiB: 'report.json')"),
         ("link", "left no readable report ([Errno 40] Too many levels of symbolic links"),
         ("babble", "exited with 5 during "),
+        ("terminated", "was killed by SIGTERM during the opening"),
     ],
 )
 def test_a_kernel_that_kills_its_process_is_rejected_with_the_reason(
@@ -131,7 +133,7 @@ def test_a_kernel_that_kills_its_process_is_rejected_with_the_reason(
 ) -> None:
     path, digest = _write(tmp_path, hostile[attack])
     before = _children()
-    seconds = 8 if attack == "hang" else 60
+    seconds = 12 if attack == "hang" else 60
     report = examine_file(
         path, "k-hostile", digest, Limits(deadline_seconds=seconds, memory_bytes=2 << 30)
     )
@@ -298,11 +300,14 @@ def test_stopping_gives_the_kernel_back(hostile: dict[str, bytes], tmp_path: Pat
     before = _children()
     stop = threading.Event()
     worker = threading.Thread(
-        target=service.run, args=(library, stop), kwargs={"worker_name": "w", "lease_seconds": 3}
+        target=service.run, args=(library, stop), kwargs={"worker_name": "w", "lease_seconds": 6}
     )
     worker.start()
+    end = time.monotonic() + 120
+    while not library.leases() and time.monotonic() < end:
+        time.sleep(0.05)
     # Longer than the lease: only the heartbeat keeps it.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 8
     while time.monotonic() < deadline:
         time.sleep(0.5)
         assert library.claim_kernel("thief", 10) is None
@@ -311,6 +316,39 @@ def test_stopping_gives_the_kernel_back(hostile: dict[str, bytes], tmp_path: Pat
     assert not worker.is_alive()
     assert library.kernel(record.kernel_id).status is KernelStatus.PENDING_BENCHMARKING
     assert not _children() - before
+
+
+def test_a_child_that_is_ended_together_with_its_service_is_no_verdict(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a supervisor or systemd does it: everybody gets the signal, in no order."""
+    library, record = _library(tmp_path / "library", hostile["terminated"])
+    stop, ended = threading.Event(), service._ended
+
+    def child_first(pid: int) -> bool:
+        if gone := ended(pid):
+            threading.Timer(0.05, stop.set).start()
+        return gone
+
+    monkeypatch.setattr(service, "_ended", child_first)
+    assert service.run(library, stop, worker_name="w") == 0
+    back = library.kernel(record.kernel_id)
+    assert back.status is KernelStatus.PENDING_BENCHMARKING and back.reason == "released by w"
+
+
+def test_an_artifact_that_the_library_has_no_more_is_rejected_and_holds_nobody_up(
+    hostile: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server finds rot when it is asked for the file, and says so each time."""
+    library, record = _library(tmp_path / "library", hostile["inert"])
+
+    def rotten(digest: str) -> Path:
+        raise ArtifactCorrupt("its disk is failing")
+
+    monkeypatch.setattr(library, "fetch", rotten)
+    assert service.run(library, threading.Event(), worker_name="w", once=True) == 1
+    after = library.kernel(record.kernel_id)
+    assert after.status is KernelStatus.REJECTED and "its disk is failing" in after.reason
 
 
 def test_the_child_stays_in_the_session_and_dies_with_its_parent(

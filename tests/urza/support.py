@@ -9,9 +9,17 @@ import traceback
 import zipfile
 from collections.abc import Callable
 
-from esper.leyline.artifact import MEMBERS, Manifest, Pipeline, Toolchain, kernel_id
+from esper.leyline.artifact import (
+    MEMBERS,
+    Manifest,
+    ParameterSpec,
+    Pipeline,
+    Toolchain,
+    kernel_id,
+)
 from esper.leyline.base import sha256
 from esper.leyline.blueprint import BlueprintIR, C, Node, Op, Width
+from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
 from esper.leyline.verdict import Tag, ValidationReport
 
@@ -62,15 +70,16 @@ def members(
         "forward.so": code,
         "backward.so": code[::-1],
     }
+    parameters = infer(ir, signature).parameters
     manifest = Manifest(
         kernel_id=kernel_id(ir.id, signature, tools, pipeline),
         blueprint_id=ir.id,
         signature=signature,
         pipeline=pipeline,
         toolchain=tools,
-        parameters=(),
+        parameters=tuple(ParameterSpec(name=p.name, shape=p.shape) for p in parameters),
         backward_inputs=("grad",),
-        gradients=(0,),
+        gradients=tuple(range(1 + len(parameters))),
         sha256={name: sha256(c) for name, c in content.items()},
         compile_seconds=1.0,
         flops=1,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from esper.files import temporary_name
 from esper.leyline.base import sha256
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 from esper.urza.blobs import BlobFolder
@@ -122,7 +123,7 @@ def test_a_kill_right_after_the_commit_keeps_everything(tmp_path: Path) -> None:
 
 def test_a_writer_alive_is_counted_and_not_swept(tmp_path: Path) -> None:
     folder = BlobFolder(tmp_path)
-    (tmp_path / "tmp" / f"{os.getpid()}-abc").write_bytes(b"half")
+    (tmp_path / "tmp" / temporary_name()).write_bytes(b"half")
     assert folder.sweep() == 0 and folder.writing() == 1
 
 

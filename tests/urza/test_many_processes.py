@@ -111,12 +111,17 @@ def test_newer_and_foreign_databases_are_refused_untouched(tmp_path: Path) -> No
     con.close()
     with pytest.raises(LibraryError, match=r"version 99.*newer esper"):
         LocalLibrary(tmp_path / "new")
-    (tmp_path / "foreign").mkdir()
-    with sqlite3.connect(tmp_path / "foreign" / "library.db") as con:
-        con.execute("CREATE TABLE theirs (x)")
-    con.close()
-    with pytest.raises(LibraryError, match="something else"):
-        LocalLibrary(tmp_path / "foreign")
+    for version in (0, store_module.SCHEMA_VERSION, 99):
+        folder = tmp_path / f"foreign-{version}"
+        folder.mkdir()
+        with sqlite3.connect(folder / "library.db") as con:
+            con.execute("CREATE TABLE theirs (x)")
+            con.execute(f"PRAGMA user_version = {version}")
+        con.close()
+        before = (folder / "library.db").read_bytes()
+        with pytest.raises(LibraryError, match="something else"):
+            LocalLibrary(folder)
+        assert (folder / "library.db").read_bytes() == before
     (tmp_path / "noise").mkdir()
     (tmp_path / "noise" / "library.db").write_bytes(b"noise" * 1000)
     with pytest.raises(LibraryError, match="not a database"):
