@@ -35,13 +35,14 @@ from esper.leyline.reference import function, initial_parameters
 from esper.tolaria.measure import SCORE_BATCHES
 from esper.tolaria.scores import activations, site_scores
 
-RUNS, DRAWS, BLUEPRINTS = 8, 2, ("bottleneck", "wide")
+RUNS, DRAWS = 8, 2
 
 
 class Digits:
     """8x8 digits with noise; a CNN whose sites differ in width and resolution."""
 
     sites: Sequence[str] = ("1", "3", "5", "7")
+    blueprints: Sequence[str] = ("bottleneck", "dense conv")
     causal, before, after = False, 300, 200
 
     def __init__(self, seed: int) -> None:
@@ -77,6 +78,7 @@ class Teacher:
     narrow layer of the student is early in one half of the runs and late in the other."""
 
     sites = ("1", "3", "5", "7", "9")
+    blueprints = ("bottleneck", "wide")
     causal, before, after = False, 400, 400
 
     def __init__(self, seed: int) -> None:
@@ -120,6 +122,7 @@ class Text:
     """The standard library's sources, letter by letter; a causal transformer."""
 
     sites = ("drop", "layers.0", "layers.1", "layers.2")
+    blueprints = ("bottleneck", "wide")
     causal, before, after, length = True, 500, 400, 24
 
     def __init__(self, seed: int) -> None:
@@ -219,7 +222,7 @@ def one_run(make: Any, seed: int) -> Iterator[tuple[list[float], list[float], li
             return float(task.loss(here.eval(), task.unseen()))
 
     alone = goes_on(None, "", 0)
-    for blueprint in BLUEPRINTS:
+    for blueprint in task.blueprints:
         gains = [alone - statistics.fmean(goes_on(s, blueprint, d) for d in range(DRAWS))
                  for s in task.sites]
         yield [new[s] for s in task.sites], [old[s] for s in task.sites], gains

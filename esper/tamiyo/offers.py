@@ -98,13 +98,14 @@ def ranked(
     """What is told of a choice: every kernel for the site that was taken, best first, and the best
     one for each other site."""
     site = candidates[chosen].site.name
-    order = sorted(range(len(candidates)), key=lambda i: values[i][0], reverse=True)
-    told: list[Considered] = [Considered(candidates[chosen].kernel.kernel_id, site, True,
-                                         values[chosen][1])]
-    seen = {site}
-    for i in order:
-        at = candidates[i].site.name
-        if i != chosen and (at == site or at not in seen):
-            seen.add(at)
-            told.append(Considered(candidates[i].kernel.kernel_id, at, False, values[i][1]))
-    return told
+    here: list[int] = []
+    best: dict[str, int] = {}
+    for i, candidate in enumerate(candidates):
+        at = candidate.site.name
+        if at == site:
+            here.append(i)
+        elif at not in best or values[i][0] > values[best[at]][0]:
+            best[at] = i
+    here.sort(key=lambda i: (i == chosen, values[i][0]), reverse=True)
+    return [Considered(candidates[i].kernel.kernel_id, candidates[i].site.name, i == chosen,
+                       values[i][1]) for i in [*here, *best.values()]]
