@@ -51,7 +51,12 @@ class Statistic:
 
     def add(self, h: Tensor, g: Tensor) -> None:
         """One call: activations, and gradients of the sum of the samples' losses by them."""
-        x, y = (self._flat(t) for t in (h, g))
+        x, y = (t.movedim(1, -1).flatten(0, -2) if self._map else t.flatten(0, -2)
+                for t in (h, g))
+        if len(x) > ROWS:  # drawn, for a stride might see one column of a map and no other
+            drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(len(x)))
+            x, y = (t[drawn[:ROWS].to(t.device)] for t in (x, y))
+        x, y = x.double(), y.double()  # squares of gradients are small
         if self._mean is None or self._deviation is None:
             self._mean, self._deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
             width = x.shape[1]
@@ -66,11 +71,6 @@ class Statistic:
         for total, part in zip(self._sums, (features.sum(0), y.sum(0), features.T @ features,
                                             features.T @ y), strict=True):
             total += part
-
-    def _flat(self, t: Tensor) -> Tensor:
-        """[positions, channels], in float64: squares of gradients are small."""
-        rows = t.movedim(1, -1).flatten(0, -2) if self._map else t.flatten(0, -2)
-        return rows[:: -(-len(rows) // ROWS)].double()
 
     def score(self) -> float:
         features, grads, squares, products = (s / self._rows for s in self._sums)

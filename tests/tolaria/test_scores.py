@@ -41,3 +41,20 @@ def test_it_is_in_units_of_the_gradient_and_whatever_the_scale_of_h() -> None:
     assert score(100 * H + 7, g) == pytest.approx(score(H, g), rel=1e-4)
     dead = torch.cat([H, torch.zeros(len(H), 4)], 1)
     assert score(dead, torch.cat([g, g[:, :4]], 1)) > score(H, g), "channels that are off are borne"
+
+
+def test_a_map_is_its_positions_and_none_of_them_is_overlooked() -> None:
+    g = torch.relu(H)
+
+    def as_map(t: Tensor, *shape: int) -> Tensor:
+        return t.view(-1, *shape, WIDTH).movedim(-1, 1)
+
+    assert score(as_map(H, 4, 2), as_map(g, 4, 2), SiteKind.MAP) == pytest.approx(score(H, g))
+    assert score(H.view(-1, 8, WIDTH), g.view(-1, 8, WIDTH), SiteKind.TOKENS) == pytest.approx(
+        score(H, g))
+    large = torch.randn(64 * 500, WIDTH, generator=torch.Generator().manual_seed(3))
+    column = torch.relu(as_map(large, 8, 8))
+    column[..., :5], column[..., 6:] = 0, 0
+    seen = score(as_map(large, 8, 8), column, SiteKind.MAP, batches=1)
+    every = score(as_map(large, 8, 8), torch.relu(as_map(large, 8, 8)), SiteKind.MAP, batches=1)
+    assert seen == pytest.approx(every / 8, rel=0.2)
