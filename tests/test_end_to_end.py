@@ -32,6 +32,8 @@ torch._dynamo.convert_frame.convert_frame = no_compiler
 
 import esper
 from esper.leyline.command import FieldReport, Transition
+from esper.tamiyo.care import Care
+from esper.tamiyo.triggers import Schedule
 from esper.urza.library import LocalLibrary
 
 torch.manual_seed(0)
@@ -43,8 +45,8 @@ optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 records = []
 loss_fn = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
 library = LocalLibrary(Path(sys.argv[1]))
-policy = esper.HeuristicPolicy(start=1, every=1, max_growths=1,
-                               min_gain=-1e6)  # this is about the way, not about the gain
+policy = esper.HeuristicPolicy(Schedule(start=1, every=1), max_growths=1,
+                               care=Care(min_gain=-1e6))  # about the way, not about the gain
 session = esper.Session(model, optimizer, loss_fn=loss_fn, holdout=[(x[384:], y[384:])],
                         library=library, policy=policy, observers=[records.append])
 session.growth.graft_steps = 48

@@ -64,20 +64,28 @@ class TrainConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What all seeds together may add; absent is no limit."""
+    """What all seeds together may add; absent is no limit. `flops` are of one forward pass of one
+    sample, `latency_ms` and `memory_mb` of one step; see `tamiyo.budgets.Budget`."""
 
     parameters: int | None = Field(default=None, ge=1)
+    flops: int | None = Field(default=None, ge=1)
+    latency_ms: float | None = Field(default=None, gt=0)
+    memory_mb: float | None = Field(default=None, gt=0)
 
 
 class PolicyConfig(Section):
-    """The settings of `tamiyo.heuristic.HeuristicPolicy`, in epochs where a time is meant. A
-    kernel must carry all of `tags`."""
+    """When and where to grow, and what becomes of seeds; see docs/policies.md. Times are in
+    epochs. A kernel must carry all of `tags`. Settings of another `kind` or `trigger` than the one
+    chosen are refused, for they would do nothing."""
 
-    trigger: Literal["schedule", "plateau"] = "schedule"
+    kind: Literal["heuristic", "random", "fixed"] = "heuristic"
+    trigger: Literal["schedule", "plateau", "gap"] = "schedule"
     start: int = Field(default=2, ge=0)
     every: int = Field(default=3, ge=1)
+    until: float = Field(default=0.6, gt=0, le=1)
     patience: int = Field(default=3, ge=1)
     min_delta: float = Field(default=0.01, ge=0)
+    max_gap: float = Field(default=0.1, ge=0)
     max_growths: int = Field(default=8, ge=0)
     max_active: int = Field(default=1, ge=1)
     training_epochs: int = Field(default=3, ge=1)
@@ -85,7 +93,26 @@ class PolicyConfig(Section):
     fine_tuning_epochs: int = Field(default=1, ge=0)
     min_gain: float = Field(default=0.0, ge=0)
     tags: tuple[str, ...] = ()
+    blueprint: str | None = None
     budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> PolicyConfig:
+        if self.kind != "heuristic" and self.trigger != "schedule":
+            raise ValueError(f"kind {self.kind} grows at times of its own; trigger {self.trigger} "
+                             "goes with kind heuristic")
+        used_by = {
+            "every": ("trigger", ("schedule",)), "until": ("trigger", ("schedule",)),
+            "patience": ("trigger", ("plateau", "gap")),
+            "min_delta": ("trigger", ("plateau", "gap")), "max_gap": ("trigger", ("gap",)),
+            "min_gain": ("kind", ("heuristic", "random")), "blueprint": ("kind", ("fixed",)),
+        }
+        for name, (key, values) in used_by.items():
+            chosen = getattr(self, key)
+            if name in self.model_fields_set and chosen not in values:
+                raise ValueError(f"{name} goes with {key} {' or '.join(values)}, and {key} is "
+                                 f"{chosen}; leave it out")
+        return self
 
 
 class AlphaConfig(Section):

@@ -47,7 +47,7 @@ class Snapshot:
 
     `title` names the run and what it is doing; `decisions` are the last ones, oldest first;
     `elapsed` is in seconds. `capacity` is None in a run without a library, `depths` also in one
-    whose library has not answered.
+    whose library has not answered. `budgets` are names and what is spent of them.
     """
 
     title: str
@@ -62,6 +62,7 @@ class Snapshot:
     sites: tuple[SiteLine, ...] = ()
     depths: QueueDepths | None = None
     capacity: float | None = None
+    budgets: tuple[tuple[str, str], ...] = ()
     decisions: tuple[str, ...] = ()
 
 
@@ -171,6 +172,8 @@ class LiveView:
             parts += [Text(), self._sites(s.sites)]
         if s.capacity is not None:  # a run without growth waits for nothing
             parts += [Text(), self._pipeline(s)]
+        if s.budgets:
+            parts.append(self._budgets(s))
         if s.decisions:
             parts.append(Text())
             parts += [Text(d, style="" if i == 0 else "dim", overflow="ellipsis", no_wrap=True)
@@ -197,6 +200,12 @@ class LiveView:
                 Text(r.kernel or "-", style="" if r.kernel else "dim"),
             )
         return table
+
+    def _budgets(self, s: Snapshot) -> Text:
+        text = Text("spent    ", style="dim")
+        for name, spent in s.budgets:
+            text.append(f"{spent} ", style="bold").append(f"{name}   ", style="dim")
+        return text
 
     def _pipeline(self, s: Snapshot) -> Text:
         text = Text("waiting  ", style="dim")

@@ -18,6 +18,7 @@ from esper.cli.config import LibraryConfig, OptimizerConfig, RunConfig
 from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
 from esper.cli.factory import build_model
 from esper.cli.live import LiveView, SiteLine, Snapshot
+from esper.cli.policies import make_policy
 from esper.errors import CheckpointError, CompileError, ConfigError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
@@ -27,6 +28,7 @@ from esper.leyline.lifecycle import SeedState
 from esper.leyline.verdict import Hardware
 from esper.nissa.metrics import (
     Arm,
+    BudgetRow,
     EpochRow,
     RunInfo,
     RunLog,
@@ -39,7 +41,6 @@ from esper.oona.bus import Bus
 from esper.oona.capacity import CapacityWatch
 from esper.rpc.address import open_library
 from esper.slowtrack import SlowTrack
-from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tezzeret.toolchain import toolchain
 from esper.tolaria.checkpoint import check, checkpoints_in
 from esper.tolaria.keeper import Checkpoints
@@ -60,13 +61,6 @@ def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimiz
             return torch.optim.Adam(model.parameters(), **common)
         case "adamw":
             return torch.optim.AdamW(model.parameters(), **common)
-
-
-def _policy(config: RunConfig) -> HeuristicPolicy:
-    settings = config.growth.policy.model_dump(exclude={"budget"})
-    return HeuristicPolicy(
-        **settings, max_parameters=config.growth.policy.budget.parameters, seed=config.seed
-    )
 
 
 def _hardware() -> Hardware:
@@ -136,6 +130,7 @@ class _Recorder:
         catalog = self.session.catalog if self.session is not None else None
         depths = catalog.depths if catalog is not None else None
         steps = len(Batches(self.data.train, self.config.data.batch_size)) * epoch
+        budgets = summary.decision.budgets if summary is not None else ()
         row = EpochRow(
             epoch=epoch, step=steps, train_loss=train_loss if train_loss == train_loss else None,
             eval_loss=eval_loss, eval_accuracy=accuracy,
@@ -144,6 +139,7 @@ class _Recorder:
             active_sites=tuple(s.name for s in self.growth.sites.values() if s.seed is not None)
             if self.growth else (),
             depths=depths, capacity=catalog.capacity if catalog is not None else None,
+            budgets=tuple(BudgetRow(**vars(b)) for b in budgets),
         )
         self.rows.append(row)
         if self.run_log is not None:
@@ -154,6 +150,7 @@ class _Recorder:
             eval_loss=eval_loss, eval_accuracy=accuracy, parameters=row.parameters,
             sites=self._sites(summary), depths=depths, capacity=row.capacity,
             decisions=tuple(self.decisions[-6:]), elapsed=row.seconds,
+            budgets=tuple((b.name, b.of) for b in row.budgets),
         ))
 
 
@@ -244,7 +241,7 @@ def _train_grown(
                              view, run_log, growth)
         options: dict[str, Any] = {
             "loss_fn": cross_entropy, "holdout": list(Batches(data.holdout, EVAL_BATCH)),
-            "library": library, "run_id": info.run_id, "policy": _policy(config),
+            "library": library, "run_id": info.run_id, "policy": make_policy(config),
             "lr_scale": config.growth.lr_scale,
             "warm_up": config.growth.warm_up, "reproducible": config.growth.reproducible,
             "checkpoints": Checkpoints(run_log.folder / CHECKPOINTS,

@@ -32,9 +32,11 @@ class Growing:
         self._losses: list[Tensor] = []
 
     def begin(
-        self, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any, processes: int
+        self, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any, processes: int,
+        epochs: int | None,
     ) -> None:
-        """
+        """`epochs` is how long the run is to be, None where it is not known.
+
         Raises:
             ContractError: the run has several processes: each would grow a model of its own.
             SiteError: the model is not wrapped.
@@ -53,6 +55,7 @@ class Growing:
             model, optimizer, loss_fn=self._loss_fn, scheduler=scheduler, scaler=scaler,
             holdout=[tree_map(moved, batch) for batch in self._holdout], **self._options,
         )
+        self.session.planned_epochs = epochs
 
     def saw(self, loss: Tensor) -> None:
         """A micro-batch had this loss."""

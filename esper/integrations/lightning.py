@@ -72,7 +72,7 @@ class EsperCallback(_framework().Callback):  # type: ignore[misc]
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._growing.begin(
             pl_module, trainer.optimizers[0], schedulers[0] if schedulers else None, scaler,
-            trainer.world_size,
+            trainer.world_size, epochs if (epochs := trainer.max_epochs or 0) > 0 else None,
         )
 
     def on_train_batch_end(

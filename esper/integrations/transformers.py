@@ -61,7 +61,8 @@ class EsperCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         model, scheduler = given["model"], given.get("lr_scheduler")
-        self._growing.begin(model, given["optimizer"], scheduler, None, args.world_size)
+        self._growing.begin(model, given["optimizer"], scheduler, None, args.world_size,
+                            state.num_train_epochs or None)
 
         # A function, no method: a copy of the model (an average of weights) copies its hooks, and
         # is not to copy the session.

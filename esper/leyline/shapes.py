@@ -63,7 +63,8 @@ class Inferred:
         return sum(c.flops for c in self.costs.values())
 
 
-def _positions(signature: SiteSignature, space: int) -> int:
+def positions_at(signature: SiteSignature, space: int) -> int:
+    """Positions of one sample with `space` of them per axis."""
     return {SiteKind.FEATURES: 1, SiteKind.TOKENS: space, SiteKind.MAP: space * space}[
         signature.kind
     ]
@@ -167,7 +168,7 @@ def infer(ir: BlueprintIR, signature: SiteSignature, space: int = 8) -> Inferred
     values = {INPUT: Value(signature.channels)}
     parameters: list[Parameter] = []
     costs: dict[str, Cost] = {}
-    positions = _positions(signature, space)
+    positions = positions_at(signature, space)
     for node in ir.nodes:
         inputs = [values[i] for i in node.inputs]
         out = _node_value(node, inputs, signature)
@@ -187,3 +188,14 @@ def infer(ir: BlueprintIR, signature: SiteSignature, space: int = 8) -> Inferred
             ir.output,
         )
     return Inferred(values, tuple(parameters), costs)
+
+
+def flops_at(ir: BlueprintIR, signature: SiteSignature, positions: tuple[int, ...]) -> int:
+    """FLOPs of `ir` in one forward pass of its host, per sample: at a site with an entry in
+    `positions` for each call in that pass. A map is counted as the square one of as many positions.
+
+    Raises:
+        BlueprintError: as `infer`.
+    """
+    spaces = (round(p**0.5) if signature.kind is SiteKind.MAP else p for p in positions)
+    return sum(infer(ir, signature, max(1, space)).flops for space in spaces)

@@ -154,6 +154,7 @@ def figures(run: Run) -> list[Figure]:
             continue
         other = getattr(control, attribute) if control is not None else None
         result.append(Figure(name, form(value), "" if other is None else f"{form(other)} alone"))
+    result += [Figure(f"{b.name} budget", b.of) for b in last.budgets]
     if run.steps is not None and len(run.steps):
         p50, p99 = (duration(float(v)) for v in np.percentile(run.steps, (50, 99)))
         result.append(Figure("step time, median", p50, f"p99 {p99}"))

@@ -36,6 +36,22 @@ from esper.leyline.verdict import Hardware
 from esper.nissa.audit import AuditLog, AuditRecord, read_audit
 
 
+class BudgetRow(Contract):
+    """What all seeds took of one budget; `spent` is None where a part of it was never measured."""
+
+    name: str
+    unit: str = ""
+    spent: float | None = None
+    limit: float
+
+    @property
+    def of(self) -> str:
+        """Such as "1.2 of 3 ms"."""
+        spent, limit = ("not known" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
+                        for v in (self.spent, self.limit))
+        return f"{spent} of {limit} {self.unit}".rstrip()
+
+
 class EpochRow(Contract):
     """One epoch. Losses in the run's own units, accuracy in [0, 1], `step` completed steps.
 
@@ -53,6 +69,7 @@ class EpochRow(Contract):
     active_sites: tuple[str, ...] = ()
     depths: QueueDepths | None = None
     capacity: float | None = None
+    budgets: tuple[BudgetRow, ...] = ()
 
 
 class RunInfo(Contract):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.library import Change, KernelRecord, Library
 from esper.leyline.lifecycle import KernelStatus
 from esper.leyline.signature import SiteSignature
@@ -45,6 +46,7 @@ class CatalogWatch:
         self._library, self._signatures, self._period = library, tuple(signatures), period
         self._why_not = why_not
         self._left_out: set[str] = set()
+        self._graphs: dict[str, BlueprintIR] = {}  # by blueprint id
         self.current = Catalog()
         self._seen: int | None = None  # the change that the kernels of `current` are as of
         self._stop = threading.Event()
@@ -54,19 +56,29 @@ class CatalogWatch:
     def refresh(self) -> Catalog:
         """Look now, on the caller's thread."""
         newest = self._newest()  # before the kernels: what changes meanwhile is seen next time
-        kernels = self.current.kernels
+        kernels, graphs = self.current.kernels, self.current.blueprints
         if newest is None or newest != self._seen:
             kernels = tuple(
                 k for s in dict.fromkeys(self._signatures)
                 for k in self._library.kernels(signature=s, status=KernelStatus.VALIDATED)
                 if self._runs_here(k)
             )
+            graphs = self._blueprints(kernels)
         self.current = Catalog(
             kernels, tuple(self._library.reports()), self._library.capacity(),
-            self._library.depths(),
+            self._library.depths(), graphs,
         )
         self._seen = newest
         return self.current
+
+    def _blueprints(self, kernels: Sequence[KernelRecord]) -> dict[str, BlueprintIR]:
+        """The graphs of `kernels`. A blueprint never changes, so each is read once."""
+        missing = {k.manifest.signature for k in kernels if k.blueprint_id not in self._graphs}
+        for signature in missing:
+            for record in self._library.blueprints(signature):
+                self._graphs.setdefault(record.blueprint_id, record.ir)
+        return {k.blueprint_id: self._graphs[k.blueprint_id] for k in kernels
+                if k.blueprint_id in self._graphs}
 
     def _newest(self) -> int | None:
         """Number of the library's last change, None where it does not number them."""

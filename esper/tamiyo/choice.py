@@ -22,10 +22,13 @@ class Candidate:
 
 
 class Chooser(Protocol):
-    """Ranks candidates. One that remembers something has `state_dict` and `load_state_dict`."""
+    """Ranks candidates. One that remembers something has `state_dict` and `load_state_dict`; one
+    that does not look at the scores of sites says so with `scored = False`, and they are not
+    measured for it."""
 
     def values(
         self, candidates: Sequence[Candidate], state: SystemState, catalog: Catalog
     ) -> Sequence[tuple[float, str]]:
-        """(value, reason for people) of each candidate, in their order; the highest is taken."""
+        """(value, reason for people) of each candidate, in their order; the highest is taken, and
+        -inf never."""
         ...

@@ -1,4 +1,4 @@
-"""Measurements on held-out batches at epoch boundaries: losses, counterfactuals, site scores.
+"""Measurements on held-out batches at epoch boundaries: losses, counterfactuals, FLOPs.
 
 All of them run in eval mode and leave the random state, the buffers and the gradients of
 the model as they were.
@@ -6,29 +6,26 @@ the model as they were.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.growth import Growth
-from esper.kasmina.output import first_tensor, with_tensor
 from esper.kasmina.probe import batch_size, call, undisturbed
 from esper.kasmina.seed import Seed
-from esper.kasmina.slot import uncompiled
 from esper.leyline.lifecycle import SeedState
-from esper.leyline.shapes import infer
-from esper.leyline.signature import SiteKind
+from esper.leyline.shapes import flops_at
 from esper.tamiyo.state import SiteStatus
-
-log = logging.getLogger(__name__)
+from esper.tolaria.scores import LossFn, site_scores
+from esper.tolaria.summary import Passes
 
 SIGNAL_ALPHA = 0.1
+SCORE_BATCHES = 4  # held-out batches that a score is taken from, at most
 _MEASURED = (SeedState.TRAINING, SeedState.EVALUATING, SeedState.FINE_TUNING)
-LossFn = Callable[[nn.Module, Any], Tensor]
 
 
 def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]) -> float:
@@ -38,119 +35,67 @@ def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]) -> floa
 
 
 def counterfactual_gain(
-    model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: Seed
+    model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: Seed,
+    loss: float | None = None,
 ) -> tuple[float, float, float]:
     """(gain, loss without the seed, loss with it); gain is their difference.
 
-    A seed that is blended in is measured in full. One in TRAINING is measured at alpha =
+    A seed that is blended in is measured as it stands. One in TRAINING is measured at alpha =
     `SIGNAL_ALPHA`: it learns from a gradient that does not yet answer to it, so it knows a
     direction and not how far to go; the step size is found when it is blended in.
+
+    One of the two is the loss of the model as it stands. Give that as `loss`, where it was
+    measured on the same batches already, and only the other one is measured.
     """
+    if loss is None:
+        loss = mean_loss(model, loss_fn, batches)
+    learning = seed.state is SeedState.TRAINING  # and nobody sees it yet
     try:
-        seed.forced = 0.0
-        without = mean_loss(model, loss_fn, batches)
-        seed.forced = SIGNAL_ALPHA if seed.state is SeedState.TRAINING else 1.0
-        with_it = mean_loss(model, loss_fn, batches)
+        seed.forced = SIGNAL_ALPHA if learning else 0.0
+        other = mean_loss(model, loss_fn, batches)
     finally:
         seed.forced = None
+    without, with_it = (loss, other) if learning else (other, loss)
     return without - with_it, without, with_it
 
 
-def site_scores(model: nn.Module, growth: Growth, loss_fn: LossFn, batch: Any) -> dict[str, float]:
-    """Gradient signal of every site: the sum over samples, and over calls, of |dL/dh| * |h|.
-
-    That is a bound on how much a change of h of its own size could lower the loss, to first
-    order; the choice of "where" by the norm of the gradient at the site follows GradMax
-    (Evci et al. 2022), which maximises the gradient norm of new neurons.
-
-    A site that no gradient reaches has no score. Nor has one that reentrant checkpointing hides,
-    if the model does that in eval mode too: that is logged.
-    """
-    outputs: list[tuple[str, Tensor]] = []
-    hidden: set[str] = set()
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            tensor = first_tensor(output)
-            if tensor is None:
-                return output
-            if not torch.is_grad_enabled():
-                hidden.add(name)
-                return output
-            if not tensor.requires_grad:  # behind frozen layers
-                tensor = tensor.detach().requires_grad_()
-            outputs.append((name, tensor))
-            # What comes next may work in place, and the gradient would be that of its result.
-            return with_tensor(output, tensor.clone())
-
-        return hook
-
-    handles = [s.found.module.register_forward_hook(watch(n)) for n, s in growth.sites.items()]
-    learning = [s for s in growth.active() if s.state is SeedState.TRAINING]
-    try:
-        for seed in learning:
-            seed.forced = 0.0  # a probe is nothing to learn from
-        with uncompiled(growth.compiled), undisturbed(model), torch.enable_grad():
-            loss = loss_fn(model, batch)
-            seen = list(outputs)  # checkpointing calls modules again in the backward
-            grads = _gradients(loss, [h for _, h in seen])
-        if hidden:
-            log.warning("no score of %s: called without gradients, as reentrant checkpointing "
-                        "does; with use_reentrant=False there is one", ", ".join(sorted(hidden)))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for seed in learning:
-            seed.forced = None
-    scores: dict[str, float] = {}
-    for (name, h), g in zip(seen, grads, strict=True):
-        if g is not None:
-            sample_norm = g.flatten(1).norm(dim=1) * h.detach().flatten(1).norm(dim=1)
-            scores[name] = scores.get(name, 0.0) + float(sample_norm.sum())
-    return scores
-
-
-def _gradients(loss: Tensor, of: list[Tensor]) -> Sequence[Tensor | None]:
-    if not of:
-        return []
-    try:
-        return torch.autograd.grad(loss, of, allow_unused=True)
-    except RuntimeError as e:
-        if "checkpoint" not in str(e).lower():
-            raise
-        log.warning("no site has a score, reentrant checkpointing does not allow it; "
-                    "use_reentrant=False does: %s", e)
-        return [None] * len(of)
-
-
-def survey(
-    model: nn.Module, growth: Growth, loss_fn: LossFn, holdout: Sequence[Any],
-    used: Mapping[str, Iterable[str]], evidence: dict[str, tuple[float, float, float]], *,
-    scored: bool,
-) -> tuple[SiteStatus, ...]:
-    """Every site as a policy sees it; dormant ones have scores where `scored`.
-
-    `used` are the blueprints tried at each site. What `counterfactual_gain` said of a seed goes
-    into `evidence`, by its trace id.
-    """
-    scores: dict[str, float] = {}
-    if scored and any(s.state is SeedState.DORMANT for s in growth.sites.values()):
-        scores = site_scores(model, growth, loss_fn, holdout[0])
-    result = []
-    for name, site in growth.sites.items():
-        seed, gain = site.seed, None
-        if seed is not None and seed.state in _MEASURED:
-            evidence[seed.trace_id] = counterfactual_gain(model, loss_fn, holdout, seed)
-            gain = evidence[seed.trace_id][0]
-        result.append(SiteStatus(
+def survey(growth: Growth, used: Mapping[str, Iterable[str]]) -> tuple[SiteStatus, ...]:
+    """Every site, without what has to be measured. `used` are the blueprints tried at each."""
+    return tuple(
+        SiteStatus(
             name=name, signature=site.found.signature, state=site.state,
-            epochs_in_state=seed.epochs_in_state if seed else 0,
-            trace_id=seed.trace_id if seed else "",
-            kernel_id=seed.kernel_id if seed else None,
-            gain=gain, score=scores.get(name), fossils=len(site.fossils),
-            used_blueprints=frozenset(used.get(name, ())),
-        ))
-    return tuple(result)
+            epochs_in_state=site.seed.epochs_in_state if site.seed else 0,
+            trace_id=site.seed.trace_id if site.seed else "",
+            kernel_id=site.seed.kernel_id if site.seed else None,
+            fossils=len(site.fossils), used_blueprints=frozenset(used.get(name, ())),
+            positions=site.found.positions)
+        for name, site in growth.sites.items())
+
+
+def look_at(
+    model: nn.Module, growth: Growth, loss_fn: LossFn, holdout: Sequence[Any],
+    sites: Sequence[SiteStatus], loss: float, evidence: dict[str, tuple[float, float, float]], *,
+    wanted: Collection[str] | None, scored: bool,
+) -> tuple[tuple[SiteStatus, ...], Passes]:
+    """`sites` with gains and scores, and what measuring them and `loss` took.
+
+    `loss` is the mean of `holdout`. `wanted` names the sites to measure, None is all of them;
+    dormant ones get scores where `scored`. What `counterfactual_gain` said of a seed goes into
+    `evidence`, by its trace id.
+    """
+    looked = [s for s in sites if wanted is None or s.name in wanted]
+    seeds = {s.name: seed for s in looked
+             if s.state in _MEASURED and (seed := growth.sites[s.name].seed) is not None}
+    for seed in seeds.values():
+        evidence[seed.trace_id] = counterfactual_gain(model, loss_fn, holdout, seed, loss)
+    dormant = [s.name for s in looked if s.state is SeedState.DORMANT] if scored else []
+    batches = holdout[:SCORE_BATCHES] if dormant else []
+    scores = site_scores(model, growth, loss_fn, batches, dormant) if dormant else {}
+    passes = Passes(len(holdout) * (1 + len(seeds)) + len(batches), len(batches))
+    return tuple(
+        replace(s, score=scores.get(s.name),
+                gain=evidence[s.trace_id][0] if s.name in seeds else None)
+        for s in sites), passes
 
 
 def host_flops(model: nn.Module, example: Any) -> int | None:
@@ -166,8 +111,14 @@ def seed_flops(seed: Seed) -> int | None:
     """FLOPs of a seed in one forward pass of its host, per sample; None without an example."""
     if seed.kernel is None or seed.site.positions is None:
         return None
-    signature, total = seed.site.signature, 0
-    for positions in seed.site.positions:
-        space = round(positions**0.5) if signature.kind is SiteKind.MAP else positions
-        total += infer(seed.kernel.ir, signature, space=max(1, space)).flops
-    return total
+    return flops_at(seed.kernel.ir, seed.site.signature, seed.site.positions)
+
+
+def grown(seeds: Sequence[Seed]) -> dict[str, Any]:
+    """What a SystemState says of all seeds there are."""
+    flops = [seed_flops(s) for s in seeds if s.kernel is not None]
+    return {
+        "growths": len(seeds), "seeds": frozenset(s.trace_id for s in seeds),
+        "grown_parameters": sum(p.numel() for s in seeds for p in s.params),
+        "grown_flops": None if None in flops else sum(f for f in flops if f is not None),
+    }

@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,7 +45,7 @@ from esper.tolaria.ema import Average
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
 from esper.tolaria.losses import LossWatch
-from esper.tolaria.measure import LossFn, mean_loss, survey
+from esper.tolaria.measure import LossFn, grown, look_at, mean_loss, survey
 from esper.tolaria.optimizer import OptimizerSurgeon, why_not
 from esper.tolaria.resume import Stateful, keep, restore, take
 from esper.tolaria.snapshot import Parts, Snapshot
@@ -131,6 +132,7 @@ class Session:
         self.rollbacks = 0
         self.growth_steps: list[int] = []
         self.batch = 0  # steps since the last epoch boundary
+        self.planned_epochs: int | None = None  # how long the run is to be, where it is known
         self._loss_fn, self._holdout, self._library = loss_fn, holdout, library
         self._max_rollbacks = max_rollbacks
         self._surgeon = OptimizerSurgeon(optimizer, scheduler, lr_scale, warm_up)
@@ -286,24 +288,29 @@ class Session:
         if train is not None:
             self._train_losses.append(train)
         self._holdout_losses.append(holdout)
-        sites = self._team.agree(
-            survey(self._team.model, self.growth, self._loss_fn, self._holdout, self._used,
-                   self._evidence, scored=self._library is not None), self._evidence)
-        self._team.end_epoch()
-        for event in telemetry.seed_health(self.growth, sites, self.run_id):
-            self._publish(event)
         state = SystemState(
             epoch=self.growth.epoch,
             train_losses=tuple(self._train_losses),
             holdout_losses=tuple(self._holdout_losses),
-            sites=sites,
-            grown_parameters=sum(p.numel() for s in self._all_seeds() for p in s.params),
-            growths=len(self.growth.fossils()) + len(self.growth.active()),
+            sites=survey(self.growth, self._used),
+            planned_epochs=self.planned_epochs,
+            **grown(self._all_seeds()),
         )
         catalog = self._link.catalog(self.run_id, now=self.growth.reproducible)
         started = time.perf_counter()
-        decision = self._team.decide(self.policy, state, catalog)
+        wanted = self._team.wants(self.policy, state, catalog)
         seconds = time.perf_counter() - started
+        sites, passes = look_at(
+            self._team.model, self.growth, self._loss_fn, self._holdout, state.sites, holdout,
+            self._evidence, wanted=wanted, scored=self._library is not None)
+        sites = self._team.agree(sites, self._evidence)
+        self._team.end_epoch()
+        for event in telemetry.seed_health(self.growth, sites, self.run_id):
+            self._publish(event)
+        state = replace(state, sites=sites)
+        started = time.perf_counter()
+        decision = self._team.decide(self.policy, state, catalog)
+        seconds += time.perf_counter() - started
         self._carry_out(decision)
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
@@ -313,7 +320,7 @@ class Session:
         if not blending and math.isfinite(holdout):
             self._capture()
         summary = EpochSummary(self.growth.epoch, self.growth.step, train, holdout, decision,
-                               sites, seconds, rolled_back)
+                               sites, seconds, rolled_back, passes)
         self._publish(telemetry.epoch_event(self.run_id, summary))
         if save:
             self.end_of_epoch()

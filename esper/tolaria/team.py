@@ -24,7 +24,15 @@ from esper.kasmina.loader import Loader
 from esper.kasmina.parallel import sharded_modules
 from esper.kasmina.seed import Seed, Vitals
 from esper.leyline.command import Command
-from esper.tamiyo.state import Catalog, Considered, Decision, Policy, SiteStatus, SystemState
+from esper.tamiyo.state import (
+    Catalog,
+    Considered,
+    Decision,
+    Policy,
+    SiteStatus,
+    Spent,
+    SystemState,
+)
 from esper.tolaria.arrivals import SharedLoader
 from esper.tolaria.gradients import SeedGradients
 from esper.tolaria.keeper import Checkpoints
@@ -204,6 +212,15 @@ class Team(Vitals):
             evidence[trace] = tuple(next(agreed) for _ in range(3))  # type: ignore[assignment]
         return tuple(replace(s, **change) for s, change in zip(sites, changes, strict=True))
 
+    def wants(
+        self, policy: Policy, state: SystemState, catalog: Catalog
+    ) -> frozenset[str] | None:
+        """The sites that the policy of rank 0 wants measured; None is all of them."""
+        asked: Any = getattr(policy, "wants", None)
+        told = sorted(asked(state, catalog)) if asked is not None and self.first else None
+        told = self.ranks.from_first(told)
+        return None if told is None else frozenset(told)
+
     def decide(self, policy: Policy, state: SystemState, catalog: Catalog) -> Decision:
         """The decision of rank 0, on all of them."""
         if self.ranks.size == 1:
@@ -213,12 +230,14 @@ class Team(Vitals):
             decision = policy.decide(state, catalog)
             told = {**vars(decision),
                     "commands": [c.model_dump(mode="json") for c in decision.commands],
-                    "considered": [vars(c) for c in decision.considered]}
+                    "considered": [vars(c) for c in decision.considered],
+                    "budgets": [vars(b) for b in decision.budgets]}
         told = self.ranks.from_first(told)
         if decision is None:
             decision = Decision(**{
                 **told, "commands": tuple(Command.model_validate(c) for c in told["commands"]),
-                "considered": tuple(Considered(**c) for c in told["considered"])})
+                "considered": tuple(Considered(**c) for c in told["considered"]),
+                "budgets": tuple(Spent(**b) for b in told["budgets"])})
         return decision
 
     def close(self) -> None:

@@ -54,7 +54,8 @@ def epoch_event(run_id: str, summary: EpochSummary) -> Event:
     return Event(topic=Topic.EPOCH, sender="tolaria", body={
         "run_id": run_id, "epoch": summary.epoch, "step": summary.step,
         "train_loss": summary.train_loss, "holdout_loss": summary.holdout_loss,
-        "decision_seconds": summary.decision_seconds})
+        "decision_seconds": summary.decision_seconds,
+        "budgets": [vars(b) for b in summary.decision.budgets]})
 
 
 def rollback_event(run_id: str, reason: str, step: int, seconds: float) -> Event:

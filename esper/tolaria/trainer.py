@@ -63,6 +63,8 @@ class Trainer:
         if not self._resumed:
             self._done, self._batch, self._good_losses = 0, 0, []
         self._resumed = False
+        if self.session is not None:
+            self.session.planned_epochs = epochs
         while self._done < epochs:
             self.model.train()
             sampler: Any = getattr(self.batches, "sampler", None)

@@ -9,7 +9,12 @@ import pytest
 from esper.cli.config import RunConfig, load_config, parse_config
 from esper.cli.data import load_data
 from esper.cli.factory import build_model
+from esper.cli.policies import make_policy
 from esper.errors import ConfigError, DataMissing
+from esper.tamiyo.budgets import Budget
+from esper.tamiyo.ranking import FieldRanking
+from esper.tamiyo.triggers import Gap, Plateau, Schedule, Trigger
+from esper.tamiyo.twins import AnyChoice, InTurn, Times
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = sorted(p for p in EXAMPLES.glob("*.yaml") if p.name != "load.yaml")  # see test_simulate
@@ -52,6 +57,15 @@ def test_scientific_notation_is_a_number() -> None:
             MINIMAL + "growth: {policy: {budget: {flop: 3}}}\n",
             ["growth.policy.budget.flop: unknown key", "the keys here are: parameters"],
         ),
+        (MINIMAL + "growth: {policy: {trigger: whim}}\n", ["growth.policy.trigger", "'gap'"]),
+        (MINIMAL + "growth: {policy: {max_gap: 0.2}}\n",
+         ["growth.policy: max_gap goes with trigger gap, and trigger is schedule"]),
+        (MINIMAL + "growth: {policy: {kind: fixed, min_gain: 0.1}}\n",
+         ["min_gain goes with kind heuristic or random, and kind is fixed; leave it out"]),
+        (MINIMAL + "growth: {policy: {kind: random, trigger: gap}}\n",
+         ["kind random grows at times of its own"]),
+        (MINIMAL + "growth: {policy: {budget: {latency_ms: 0}}}\n",
+         ["growth.policy.budget.latency_ms", "given: 0"]),
         (MINIMAL.replace("epochs: 3", "epochs: 0"), ["train.epochs", "given: 0"]),
         (MINIMAL.replace("train: {epochs: 3}", ""), ["train: this key is required"]),
         (MINIMAL.replace("digits}", "imagenet}"), ["data.name", "digits", "given: 'imagenet'"]),
@@ -115,3 +129,30 @@ def test_a_wrong_factory_names_what_is_there(tmp_path: Path) -> None:
     no_model = parse_config(MINIMAL.replace("hosts.py:DigitsCNN", "collections:OrderedDict"))
     with pytest.raises(ConfigError, match=r"not a torch\.nn\.Module"):
         build_model(no_model.model, EXAMPLES / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("{start: 1, every: 4, until: 0.5}", Schedule(1, 4, 0.5)),
+        ("{trigger: plateau, patience: 5}", Plateau(2, 5)),
+        ("{trigger: gap, min_delta: 0.1, max_gap: 0.3}", Gap(2, 3, 0.1, 0.3)),
+        ("{kind: random, every: 1}", Times((2,))),  # of 4 epochs growth ends with the second
+        ("{kind: fixed, blueprint: wide}", Schedule()),
+    ],
+)
+def test_a_policy_is_what_its_section_says(given: str, expected: Trigger) -> None:
+    common = "{max_active: 2, training_epochs: 9, budget: {parameters: 5, latency_ms: 0.5}, "
+    config = parse_config(MINIMAL.replace("epochs: 3", "epochs: 4")
+                          + f"growth: {{policy: {common}{given[1:]}}}\n")
+    policy = make_policy(config)
+    assert policy.trigger == expected
+    assert policy.budget == Budget(parameters=5, latency_ms=0.5, batch_size=64)
+    assert policy.max_active == 2 and vars(policy.care)["training_epochs"] == 9
+    assert type(policy.chooser) is {
+        "heuristic": FieldRanking, "random": AnyChoice, "fixed": InTurn}[config.growth.policy.kind]
+
+
+def test_a_random_twin_of_a_run_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"growth.policy: no epoch to draw from"):
+        make_policy(parse_config(MINIMAL + "growth: {policy: {kind: random, start: 3}}\n"))

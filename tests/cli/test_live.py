@@ -21,6 +21,7 @@ def _snapshot(epoch: int, decisions: tuple[str, ...] = (), title: str = "digits"
         train_loss=1 / epoch, eval_loss=1.1 / epoch, parameters=1354, depths=DEPTHS, capacity=0.7,
         sites=(SiteLine("blocks.0", SeedState.GRAFTING, 0.25, "k-1", gain=0.01),
                SiteLine("blocks.1", SeedState.DORMANT)),
+        budgets=(("latency", "1.2 of 3 ms"),),
         decisions=decisions)
 
 
@@ -61,7 +62,8 @@ def test_a_terminal_gets_a_panel_that_fits(width: int) -> None:
         view.show(_snapshot(1))
         view.show(_snapshot(2, ("x" * 300,)))
     text = out.getvalue()
-    for part in ("digits", "epoch 2/9", "GRAFTING", "0.25", "to compile", "capacity 0.7", "1,354"):
+    for part in ("digits", "epoch 2/9", "GRAFTING", "0.25", "to compile", "capacity 0.7", "1,354",
+                 "1.2 of 3 ms"):
         assert part in text
     assert max(len(line) for line in text.split("\n") if "\x1b" not in line) <= width
 

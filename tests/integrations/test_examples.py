@@ -15,6 +15,8 @@ import pytest
 
 import esper
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.tamiyo.care import Care
+from esper.tamiyo.triggers import Schedule
 from tests.kernels import Kernels
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,7 +51,7 @@ def test_it_grows(
     (tmp_path / "library").symlink_to(kernels.root)
     monkeypatch.setattr(esper, "SlowTrack", lambda folder: nullcontext())
     monkeypatch.setattr("esper.tolaria.session.HeuristicPolicy",
-                        lambda: esper.HeuristicPolicy(start=1, min_gain=-1e6))
+                        lambda: esper.HeuristicPolicy(Schedule(start=1), care=Care(min_gain=-1e6)))
     shorter = tmp_path / f"{name}.py"
     shorter.write_text(re.sub(r"\b400\b", "8", re.sub(
         r"\b401\b", "9", (EXAMPLES / f"{name}.py").read_text())))

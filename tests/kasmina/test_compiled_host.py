@@ -24,8 +24,9 @@ from esper.kasmina import slot
 from esper.kasmina.growth import Growth
 from esper.leyline.command import Action
 from esper.leyline.lifecycle import SeedState
-from esper.tolaria.measure import counterfactual_gain, mean_loss, site_scores
+from esper.tolaria.measure import counterfactual_gain, mean_loss
 from esper.tolaria.optimizer import OptimizerSurgeon
+from esper.tolaria.scores import site_scores
 from esper.urza.library import LocalLibrary
 from tests.csrc.pair import CHANNELS, PairLoader
 from tests.support import ReadyLoader, command, germinate, to_full
@@ -217,7 +218,7 @@ def test_measurements_guards_and_rollback() -> None:
     growth.obey(command(Action.GERMINATE, "2"), PairLoader())  # type: ignore[arg-type]
     run.step(2)
     (seed,) = growth.active()
-    assert set(site_scores(model, growth, loss_fn, data)) == set(SITES)
+    assert set(site_scores(model, growth, loss_fn, [data])) == set(SITES)
     grads = [p.grad.clone() for p in seed.params]
     gain, without, with_it = counterfactual_gain(model, loss_fn, [data], seed)
     assert gain == without - with_it != 0
@@ -231,7 +232,7 @@ def test_measurements_guards_and_rollback() -> None:
     run.step(4)
     assert mean_loss(model, loss_fn, [data]) != before
     grads = [p.grad.clone() for p in seed.params]
-    site_scores(model, growth, loss_fn, data)
+    site_scores(model, growth, loss_fn, [data])
     for p, g in zip(seed.params, grads, strict=True):
         assert torch.equal(p.grad, g), "autograd.grad asks, and leaves nothing behind"
     loss_fn(model, data).backward()

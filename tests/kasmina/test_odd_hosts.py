@@ -19,7 +19,8 @@ from esper.errors import SiteError
 from esper.kasmina.growth import Growth, growth_of
 from esper.leyline.command import Action
 from esper.leyline.lifecycle import SeedState
-from esper.tolaria.measure import host_flops, seed_flops, site_scores
+from esper.tolaria.measure import host_flops, seed_flops
+from esper.tolaria.scores import Statistic, activations, site_scores
 from tests.support import command, germinate, mlp, stir, to_full
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(7))
@@ -120,8 +121,11 @@ def test_figures_count_every_call() -> None:
     def loss(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).square().sum()
 
-    score = site_scores(twice, growth_of(twice), loss, X)["block"]
-    assert score == pytest.approx(sum(site_scores(apart, other, loss, X).values()))
+    score = site_scores(twice, growth_of(twice), loss, [X])["block"]
+    both = Statistic(growth_of(twice).sites["block"].found.signature)
+    for _, h, g in activations(apart, other, loss, X, ["block", "again"]):
+        both.add(h, g * len(h))
+    assert score == pytest.approx(both.score()) and score > 0
     assert host_flops(twice, {"x": X}) == host_flops(apart, X)
 
 
@@ -184,8 +188,8 @@ def test_scores_under_checkpointing(reentrant: bool, caplog: pytest.LogCaptureFi
     plain, model = Checkpointed(lambda block, x: block(x)), Checkpointed(again)
     for host in (plain, model):
         esper.wrap(host, sites=["blocks.*"], example=X)
-    want = site_scores(plain, growth_of(plain), loss, X)
-    got = site_scores(model, growth_of(model), loss, X)
+    want = site_scores(plain, growth_of(plain), loss, [X])
+    got = site_scores(model, growth_of(model), loss, [X])
     if reentrant:  # torch does not differentiate through it in parts
         assert got == {} and "use_reentrant=False" in caplog.text
     else:
@@ -198,9 +202,9 @@ def test_a_site_behind_frozen_layers_has_the_score_of_any_other() -> None:
 
     model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(inplace=True), nn.Linear(12, 3))
     esper.wrap(model, sites=["0"], example=X)
-    free = site_scores(model, growth_of(model), loss, X)
+    free = site_scores(model, growth_of(model), loss, [X])
     model.requires_grad_(False)
-    assert site_scores(model, growth_of(model), loss, X) == free != {}
+    assert site_scores(model, growth_of(model), loss, [X]) == free != {}
 
 
 @pytest.mark.parametrize("frozen", ["below", "at", "above", "all"])

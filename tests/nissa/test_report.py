@@ -11,7 +11,17 @@ import pytest
 from esper.errors import ContractError
 from esper.leyline.library import QueueDepths
 from esper.nissa.charts import Series, duration, line_chart, log_ticks, nice_ticks, short_number
-from esper.nissa.metrics import Arm, EpochRow, RunInfo, RunLog, RunSummary, fresh_folder, read_run
+from esper.nissa.findings import figures
+from esper.nissa.metrics import (
+    Arm,
+    BudgetRow,
+    EpochRow,
+    RunInfo,
+    RunLog,
+    RunSummary,
+    fresh_folder,
+    read_run,
+)
 from esper.nissa.report import headline, write_report
 from tests.nissa.runs import write_run
 
@@ -163,7 +173,10 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     depths = QueueDepths(karn_to_tezzeret=1, tezzeret_to_urabrask=2, urabrask_validation=0,
                          urza_storage=0)
     row = EpochRow(epoch=1, step=9, eval_loss=float("inf"), parameters=3, seconds=1.5,
-                   active_sites=("a",), depths=depths, capacity=0.7)
+                   active_sites=("a",), depths=depths, capacity=0.7,
+                   budgets=(BudgetRow(name="latency", unit="ms", spent=1.25, limit=3.0),
+                            BudgetRow(name="FLOPs", spent=12300, limit=40000),
+                            BudgetRow(name="memory", unit="MB", limit=6)))
     with RunLog(tmp_path) as log:
         log.begin(RunInfo(name="r", seed=1, sites=("a",)))
         log.epoch(row)
@@ -172,6 +185,9 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert run.epochs == (row,) and run.summary is None and run.book is None
     assert run.growth_steps is not None and run.growth_steps.tolist() == [1, 2]
     assert "steps.npy" not in " ".join(run.notes)
+    budgets = {f.name: f.value for f in figures(run) if "budget" in f.name}
+    assert budgets == {"latency budget": "1.25 of 3 ms", "FLOPs budget": "12,300 of 40,000",
+                       "memory budget": "not known of 6 MB"}
 
 
 def test_a_folder_is_one_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from esper.oona.capacity import CapacityWatch
 from esper.tamiyo.catalog import CatalogWatch
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import SiteStatus, SystemState
+from esper.tamiyo.triggers import Schedule
 from esper.urza.library import LocalLibrary
 from tests.urza.support import SIG, artifact, blueprint, report
 
@@ -50,7 +51,7 @@ def test_a_fuller_queue_means_fewer_germinations(tmp_path: Path) -> None:
         announce.look()
         announce.look()
         assert catalog.refresh().capacity == factor
-        policy, epochs = HeuristicPolicy(start=1, every=3), range(1, 61)
+        policy, epochs = HeuristicPolicy(Schedule(1, 3)), range(1, 61)
         decisions = [policy.decide(SystemState(e, (), (1.0,) * e, (site,), 0, 0), catalog.current)
                      for e in epochs]
         commands = [c for d in decisions for c in d.commands]

@@ -41,9 +41,12 @@ def test_kernels_are_read_only_after_a_change(
     assert watch.refresh().kernels == (first,)
     reads.clear()
     assert watch.refresh().kernels == (first,) and not reads
+    graphs = watch.current.blueprints
+    assert {b: ir.id for b, ir in graphs.items()} == {first.blueprint_id: first.blueprint_id}
     second = validated(library, 2)
     found = watch.refresh()
     assert found.kernels == (second, first) and len(reads) == 1
+    assert found.blueprints.keys() == {first.blueprint_id, second.blueprint_id}
     assert found.depths == library.depths() and found.capacity == 1.0
     library.quarantine(first.kernel_id, "NaN")
     assert watch.refresh().kernels == (second,) and len(reads) == 2
