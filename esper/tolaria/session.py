@@ -34,13 +34,14 @@ from esper.errors import ContractError, EsperError
 from esper.kasmina.growth import growth_of
 from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
-from esper.leyline.command import Action, FieldReport
+from esper.leyline.command import Action
 from esper.leyline.events import Event, Priority, Topic, new_id
 from esper.leyline.library import Library
 from esper.leyline.lifecycle import SeedState
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, Decision, Policy, SystemState
 from esper.tolaria.ema import Average
+from esper.tolaria.field import field_report, germinated
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
 from esper.tolaria.losses import LossWatch, look_every
@@ -144,6 +145,7 @@ class Session:
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
         self._born: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
+        self._contexts: dict[str, dict[str, Any]] = {}  # SeedContexts by trace_id, as JSON
         self._rolled_back = False
         self._stateful: dict[str, Stateful] = {}
         self._unclaimed: dict[str, Any] = {}  # states of a checkpoint that nobody asked for yet
@@ -304,7 +306,7 @@ class Session:
         started = time.perf_counter()
         decision = self.policy.decide(state, catalog)
         seconds += time.perf_counter() - started
-        self._carry_out(decision)
+        self._carry_out(decision, state, catalog)
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
             self.rollbacks = 0
@@ -322,7 +324,7 @@ class Session:
             self.end_of_epoch()
         return summary
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, state: SystemState, catalog: Catalog) -> None:
         if news := self._considerations.news(decision):
             # Under the trace of what came of it, so that one id leads from the choice on.
             chosen = (c.trace_id for c in decision.commands if c.action is Action.GERMINATE)
@@ -339,7 +341,7 @@ class Session:
             self.growth_steps.append(self.growth.step)
             if command.blueprint_id is not None:
                 self._used.setdefault(command.site, set()).add(command.blueprint_id)
-                self._born[command.trace_id] = self.growth.epoch
+                germinated(self, command, state, catalog)
 
     # -- consequences ---------------------------------------------------------------------
 
@@ -361,15 +363,7 @@ class Session:
         self._link.quarantine(seed.kernel_id, reason)
 
     def _settled(self, seed: Seed, reason: str) -> None:
-        evidence = self._evidence.pop(seed.trace_id, None)
-        report = FieldReport(
-            run_id=self.run_id, trace_id=seed.trace_id, site=seed.site.name,
-            kernel_id=seed.kernel_id, blueprint_id=seed.blueprint_id, outcome=seed.state,
-            reason=reason, gain=evidence[0] if evidence else None,
-            loss_before=evidence[1] if evidence else None,
-            loss_after=evidence[2] if evidence else None,
-            epochs=self.growth.epoch - self._born.get(seed.trace_id, self.growth.epoch),
-        )
+        report = field_report(self, seed, reason)
         if seed.state is SeedState.FOSSILIZED:
             # A fossil stays, so every state to go back to must have it, whatever else is
             # being blended in just now.
