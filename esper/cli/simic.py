@@ -49,7 +49,7 @@ def _table(versions: list[Version], in_use: Version | None) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("version", "", "age", "trained on", "against", "error", "rank",
                     "squared error saved", "held out"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading in ("version", "", "age"))
     for v in reversed(versions):
         d = v.verdict
         table.add_row(

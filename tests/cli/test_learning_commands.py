@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from esper.cli import train
 from esper.cli.bandit import bandit_of
+from esper.cli.config import parse_config
 from esper.cli.main import main
 from esper.errors import LibraryError
 from esper.leyline.command import FieldReport
+from esper.nissa.metrics import read_info
+from esper.simic import promote as simic
+from esper.simic.experience import experience_of
+from esper.simic.versions import Versions
 from esper.urza.library import LocalLibrary
 from tests.simic.world import World
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def keep(folder: Path, reports: Sequence[FieldReport], *, old: bool = False) -> None:
@@ -57,6 +65,40 @@ def test_simic_from_no_report_to_a_promoted_version(
     assert resumed is None, "a run goes on with what it began with"
     with pytest.raises(LibraryError, match=r"bandit-9\.json: No such file"):
         bandit_of(library, seed=0, before="bandit-9")
+
+
+def test_a_run_says_who_chooses_and_goes_on_with_the_version_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(out: str, epochs: int, resume: bool = False) -> tuple[str, str]:
+        config = parse_config(f"""
+name: short
+model: {{factory: "hosts.py:DigitsCNN", arguments: {{width: 4, blocks: 1}}}}
+data: {{name: digits, limit: 64, eval_limit: 64}}
+train: {{epochs: {epochs}}}
+growth: {{sites: ["blocks.0"], policy: {{kind: bandit}}}}
+library: {{path: "{tmp_path}/library"}}
+slow_track: {{enabled: false}}
+compare: false
+out: "{tmp_path}/{out}"
+""")
+        folder = tmp_path / out
+        assert train.run(config, EXAMPLES / "here.yaml", folder if resume else None) == 0
+        return capsys.readouterr().out, read_info(folder).versions["policy"]
+
+    said, policy = go("first", 1)
+    assert policy == "heuristic" and "no version is promoted" in said
+    versions = Versions(tmp_path / "library")
+    experience = experience_of(World(effect=3, seed=1).runs(90))
+    assert simic.train(experience, versions).version is not None
+    said, policy = go("second", 1)
+    assert policy == "bandit-1" and "bandit-1 chooses, trained on" in said
+    one = versions.read(1)
+    versions.add(one.model_copy(update={"number": 2}))
+    said, policy = go("second", 2, resume=True)
+    assert policy == "bandit-1" and "bandit-1 chooses" in said and "goes on after" in said
+    said, policy = go("first", 2, resume=True)
+    assert policy == "heuristic" and "as it did before" in said
 
 
 def test_families_of_a_library_that_has_none_yet(

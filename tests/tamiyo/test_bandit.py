@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -17,6 +18,7 @@ from esper.simic.train import fit
 from esper.tamiyo.bandit import Bandit, LinearModel
 from esper.tamiyo.choice import Candidate
 from esper.tamiyo.features import FEATURES, context_of, fit_columns, numbers
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, SiteStatus, SystemState
 from tests.simic.world import SIGNATURE, Choose, World
 
@@ -109,6 +111,25 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_been(model: LinearModel) ->
     with pytest.raises(ValueError, match="made with bandit-1, this is bandit-2"):
         Bandit(model, "bandit-2").load_state_dict(kept)
     assert one.values([], state, catalog) == []
+
+
+def test_a_policy_germinates_what_the_bandit_values_most(model: LinearModel) -> None:
+    _, state, catalog = situation()
+    policy = HeuristicPolicy(chooser=Bandit(model, "bandit-1", seed=5))
+    assert policy.version == "bandit-1"
+    decision = policy.decide(state, catalog)
+    (command,) = decision.commands
+    (taken,) = (c for c in decision.considered if c.chosen)
+    assert (command.site, command.kernel_id) == (taken.site, taken.kernel_id)
+    assert "bandit-1 expects a worth of" in command.reason and "and drew" in command.reason
+    assert sum("and drew" in c.reason for c in decision.considered) == 1
+    assert len(decision.considered) == len(catalog.kernels) + len(state.sites) - 1
+    fresh = HeuristicPolicy(chooser=Bandit(model, "bandit-1", seed=6))
+    fresh.load_state_dict(json.loads(json.dumps(policy.state_dict())) | {
+        "random": policy.state_dict()["random"]})
+    later = replace(state, epoch=50)
+    assert [c.site for c in fresh.decide(later, catalog).commands] == [
+        c.site for c in policy.decide(later, catalog).commands]
 
 
 def test_what_is_missing_is_the_mean_and_is_marked() -> None:
