@@ -3,7 +3,7 @@ on offer, how unlike they are, and where the best comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from esper.cli.library import fits, short
 from esper.karn.families import Family, Stock, stocks
-from esper.karn.novelty import novelty
+from esper.karn.novelty import Bag, bag, novelty
 from esper.karn.service import FAMILY_FLOOR, why_silent
 from esper.leyline.evidence import Earned
 from esper.leyline.library import Library
@@ -35,7 +35,8 @@ def show_families(
 
 def _part(stock: Stock) -> SitePart:
     offered = stock.offered
-    rows = sorted((_row(f, stock) for f in stock.families),
+    bags = {b.blueprint_id: bag(b.ir) for b in stock.blueprints if b.blueprint_id in offered}
+    rows = sorted((_row(f, stock, bags) for f in stock.families),
                   key=lambda r: (-r.earned.mean, -len(r.members)))
     best = stock.best
     alive = sum(bool(f.offered) for f in stock.families)
@@ -62,22 +63,20 @@ def gain(known: Earned | None) -> str:
             f"{known.low:+.1%} to {known.high:+.1%}")
 
 
-def _row(family: Family, stock: Stock) -> FamilyRow:
-    own = {m.blueprint_id for m in family.members}
-    others = [b.ir for b in stock.blueprints
-              if b.blueprint_id in stock.offered and b.blueprint_id not in own]
-    unlike = [n for m in family.members if m.blueprint_id in family.offered
-              and (n := novelty(m.ir, others)) is not None]
+def _row(family: Family, stock: Stock, bags: Mapping[str, Bag]) -> FamilyRow:
+    """`bags` are those of all that is on offer, by blueprint."""
+    ids = {m.blueprint_id for m in family.members}
+    others = [b for i, b in bags.items() if i not in ids]
+    unlike = [n for i in family.offered if (n := novelty(bags[i], others)) is not None]
     children: dict[str, list[Branch]] = {}
     for m in reversed(family.members):  # the youngest first, so that children are there
         branch = Branch(_name(m.blueprint_id, m.ir.name, stock), m.blueprint_id in family.offered,
                         tuple(reversed(children.get(m.blueprint_id, []))))
         children.setdefault(m.parents[0] if m.parents else "", []).append(branch)
-    ids = {m.blueprint_id for m in family.members}
     tops = [b for parent, branches in children.items() if parent not in ids for b in branches]
     return FamilyRow(
         name=family.name, members=tops, size=len(family.members), offered=len(family.offered),
-        share=len(family.offered) / len(stock.offered) if stock.offered else 0.0,
+        share=len(family.offered) / len(bags) if bags else 0.0,
         earned=family.earned, novelty=fmean(unlike) if unlike else None)
 
 

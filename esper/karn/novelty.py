@@ -63,8 +63,7 @@ def distance(a: Bag, b: Bag) -> float:
     return 1 - shared / sum(max(a.get(k, 0), b.get(k, 0)) for k in keys)
 
 
-def novelty(ir: BlueprintIR, others: Iterable[BlueprintIR]) -> float | None:
+def novelty(own: Bag, others: Iterable[Bag]) -> float | None:
     """Mean distance to the `NEAREST` of `others`; None where there are none."""
-    own = bag(ir)
-    nearest = sorted(distance(own, bag(other)) for other in others)[:NEAREST]
+    nearest = sorted(distance(own, other) for other in others)[:NEAREST]
     return sum(nearest) / len(nearest) if nearest else None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from esper.errors import EsperError, QueueFull
 from esper.karn.families import Stock, stock_of
 from esper.karn.mutate import mutate
-from esper.karn.novelty import novelty
+from esper.karn.novelty import bag, novelty
 from esper.karn.templates import templates_for
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.command import FieldReport
@@ -54,15 +54,14 @@ def _parent(stock: Stock, rng: random.Random) -> BlueprintRecord | None:
     return max(contenders, key=lambda b: stock.promise(b.blueprint_id))
 
 
-def _mutant(
-    parent: BlueprintRecord, stock: Stock, rng: random.Random
-) -> BlueprintIR | None:
+def _mutant(parent: BlueprintRecord, stock: Stock, rng: random.Random) -> BlueprintIR | None:
     """Of a litter, the one most unlike what is on offer; None where nothing new came to mind."""
     ids = {b.blueprint_id for b in stock.blueprints}
     litter = [m for _ in range(LITTER)
               if (m := mutate(parent.ir, stock.signature, rng, ids)) is not None]
-    offered = [b.ir for b in stock.blueprints if b.blueprint_id in stock.offered]
-    return max(litter, key=lambda m: novelty(m, offered) or 0.0, default=None)
+    on_offer = stock.offered
+    offered = [bag(b.ir) for b in stock.blueprints if b.blueprint_id in on_offer]
+    return max(litter, key=lambda m: novelty(bag(m), offered) or 0.0, default=None)
 
 
 def invent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,9 @@ def experience_of(
             worths.append(value)
             runs.append(report.run_id)
     return Experience(table(rows), np.array(worths), tuple(runs),
-                      max((r.time for r in reports), default=0.0), len(reports) - len(rows))
+                      # A clock that is ahead must not make all that follows old.
+                      min(time.time(), max((r.time for r in reports), default=0.0)),
+                      len(reports) - len(rows))
 
 
 def experience_in(library: Library) -> Experience:

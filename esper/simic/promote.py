@@ -70,7 +70,7 @@ def train(experience: Experience, versions: Versions) -> Outcome:
     if lacking := too_few(learning, held):
         return Outcome(None, f"{lacking}; nothing was trained, nothing promoted")
     known = versions.all()
-    if known and known[-1].model.until >= experience.until:
+    if known and known[-1].reports + known[-1].verdict.reports >= len(experience):
         return Outcome(None, f"no report has come since {known[-1].name} was trained; it stands")
     old = next((v for v in reversed(known) if v.promoted), None)
     version = judge(known[-1].number + 1 if known else 1, learning, held, old)

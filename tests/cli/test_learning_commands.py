@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from esper.cli import train
 from esper.cli.bandit import bandit_of
-from esper.cli.config import parse_config
-from esper.cli.main import main
+from esper.cli.config import GrowthConfig, parse_config
+from esper.cli.main import main, parser
 from esper.errors import LibraryError
 from esper.leyline.command import FieldReport
 from esper.nissa.metrics import read_info
@@ -107,3 +111,18 @@ def test_families_of_a_library_that_has_none_yet(
     LocalLibrary(tmp_path)
     assert main(["library", "families", "--library", str(tmp_path)]) == 0
     assert "no signature matches" in capsys.readouterr().out
+
+
+def test_the_guides_commands_and_script_are_what_there_is(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs/learning.md").read_text()
+    commands = re.findall(r"^esper (.+?)(?:   .*)?$", guide, re.MULTILINE)
+    assert len(commands) == 3
+    for line in commands:
+        parser().parse_args(shlex.split(line.replace("[", "").replace("]", "")))
+    (yaml_text,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert GrowthConfig.model_validate(yaml.safe_load(yaml_text)["growth"]).policy.kind == "bandit"
+    assert simic.train(experience_of(World(effect=3, seed=1).runs(90)), Versions(tmp_path))
+    (script,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(script.replace('"library"', repr(str(tmp_path))), made)
+    assert made["policy"].version == "bandit-1"

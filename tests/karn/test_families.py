@@ -52,8 +52,9 @@ def test_distance_is_a_metric_of_structure_and_a_mutant_is_near_its_parent() -> 
             assert 0 <= distance(a, b) == distance(b, a) <= 1
             assert all(distance(a, c) <= distance(a, b) + distance(b, c) + 1e-12
                        for c in bags.values())
-    assert novelty(templates[0], []) is None
-    assert novelty(templates[0], templates[:1]) == 0
+    first, *others = bags.values()
+    assert novelty(first, []) is None and novelty(first, [first]) == 0
+    assert novelty(first, others) == sum(sorted(distance(first, b) for b in others)[:3]) / 3
 
 
 def field_report(kernel: KernelRecord, share: float, run: int = 0) -> FieldReport:

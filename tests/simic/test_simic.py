@@ -40,9 +40,7 @@ def test_a_version_that_knows_the_better_families_is_promoted_and_kept(
     assert again.version is None and "no report has come since bandit-1" in again.said
     promoted = versions.promoted()
     assert promoted == first.version and promoted.name == "bandit-1"
-    later = World(seed=2)
-    later.clock = 1.7e9
-    second = train(experience_of([*reports, *later.runs(3)]), versions)
+    second = train(experience_of([*reports, *World(seed=2).runs(3)]), versions)
     assert second.version is not None and second.version.verdict.rival == "bandit-1"
     assert [v.number for v in versions.all()] == [1, 2], "what is not promoted is kept too"
 
