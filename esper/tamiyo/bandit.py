@@ -150,7 +150,7 @@ class Bandit:
         values = x @ drawn + self._model.intercept
         said = [f"{self.version} expects a worth of {m:+.2g} ± {d:.2g} of the loss"
                 for m, d in zip(expected.tolist(), deviation.tolist(), strict=True)]
-        best = int(values.argmax())
+        best = int(np.argmax(values))
         said[best] += f", and drew {values[best]:+.2g}"
         return list(zip(values.tolist(), said, strict=True))
 
