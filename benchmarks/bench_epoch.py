@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,18 @@ from torch import nn
 import esper
 from esper.karn.templates import templates_for
 from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Toolchain, kernel_id
+from esper.leyline.command import FieldReport
 from esper.leyline.library import KernelRecord
 from esper.leyline.lifecycle import KernelStatus, SeedState
 from esper.leyline.shapes import infer
 from esper.leyline.signature import SiteKind, SiteSignature
+from esper.tamiyo.bandit import Bandit, LinearModel
+from esper.tamiyo.choice import Candidate
+from esper.tamiyo.features import FEATURES, fit_columns
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, SiteStatus, SystemState
 
-SITES, KERNELS = 12, 500
+SITES, KERNELS, REPORTS = 12, 500, 2000
 SIGNATURE = SiteSignature(kind=SiteKind.MAP, channels=64)
 
 
@@ -60,6 +65,29 @@ def test_decision(benchmark: Any) -> None:
         setup=lambda: ((HeuristicPolicy(),), {}), rounds=200,
     )
     assert [c.action for c in decision.commands] == ["germinate"]
+
+
+def test_bandit(benchmark: Any) -> None:
+    """The same by the bandit: every kernel at one site, with two thousand reports known. The
+    version it starts from knows nothing, which costs what knowing something does."""
+    templates = templates_for(SIGNATURE)
+    site = SiteStatus("s0", SIGNATURE, SeedState.DORMANT, score=1.0)
+    state = SystemState(200, (1.0, 0.5), (1.0, 0.5), (site,), 0, 0)
+    reports = tuple(
+        FieldReport(run_id="r", trace_id="t", site="s0", kernel_id="k", reason="", epochs=3,
+                    blueprint_id=templates[n % len(templates)].id, gain=0.1, loss_before=1.0,
+                    outcome=SeedState.FOSSILIZED, time=0.0)
+        for n in range(REPORTS))
+    known = Catalog(catalog().kernels, reports)
+    candidates = [Candidate(site, k, 0, None) for k in known.kernels]
+    columns = fit_columns(np.random.default_rng(0).normal(size=(50, len(FEATURES))))
+    bandit = Bandit(LinearModel(
+        columns=columns, intercept=0.0, coefficients=(0.0,) * columns.size, noise=0.1, until=0.0,
+        precision=tuple(tuple(row) for row in np.eye(columns.size).tolist())), "bench")
+    benchmark.extra_info.update(target="<= 18 ms", candidates=KERNELS, reports=REPORTS)
+    values = benchmark.pedantic(
+        bandit.values, args=(candidates, state, known), rounds=200, warmup_rounds=2)
+    assert len(values) == KERNELS
 
 
 def session_of(millions: int, optimizer: str) -> tuple[esper.Session, Any]:

@@ -21,6 +21,7 @@ ROOMS = {
     "kasmina": {"leyline", "triton_kernels"},
     "urabrask": {"leyline", "oona", "sandbox", "kasmina.artifact", "kasmina.native"},
     "tamiyo": {"leyline"},
+    "simic": {"leyline", "tamiyo.bandit", "tamiyo.features"},
     "tolaria": {"leyline", "kasmina", "tamiyo"},
     "integrations": {"tolaria", "kasmina.output"},
     "nissa": {"leyline", "oona"},

@@ -76,9 +76,10 @@ class BudgetConfig(Section):
 class PolicyConfig(Section):
     """When and where to grow, and what becomes of seeds; see docs/policies.md. Times are in
     epochs. A kernel must carry all of `tags`. Settings of another `kind` or `trigger` than the one
-    chosen are refused, for they would do nothing."""
+    chosen are refused, for they would do nothing. With kind "bandit", what Simic promoted says
+    where and which, see docs/learning.md."""
 
-    kind: Literal["heuristic", "random", "fixed"] = "heuristic"
+    kind: Literal["heuristic", "bandit", "random", "fixed"] = "heuristic"
     trigger: Literal["schedule", "plateau", "gap"] = "schedule"
     start: int = Field(default=2, ge=0)
     every: int = Field(default=3, ge=1)
@@ -98,14 +99,15 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> PolicyConfig:
-        if self.kind != "heuristic" and self.trigger != "schedule":
+        if self.kind in ("random", "fixed") and self.trigger != "schedule":
             raise ValueError(f"kind {self.kind} grows at times of its own; trigger {self.trigger} "
-                             "goes with kind heuristic")
+                             "goes with kind heuristic or bandit")
         used_by = {
             "every": ("trigger", ("schedule",)), "until": ("trigger", ("schedule",)),
             "patience": ("trigger", ("plateau", "gap")),
             "min_delta": ("trigger", ("plateau", "gap")), "max_gap": ("trigger", ("gap",)),
-            "min_gain": ("kind", ("heuristic", "random")), "blueprint": ("kind", ("fixed",)),
+            "min_gain": ("kind", ("heuristic", "bandit", "random")),
+            "blueprint": ("kind", ("fixed",)),
         }
         for name, (key, values) in used_by.items():
             chosen = getattr(self, key)

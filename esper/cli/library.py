@@ -25,7 +25,7 @@ _STYLES = {
 }
 
 
-def _fits(wanted: str, signature: SiteSignature) -> bool:
+def fits(wanted: str, signature: SiteSignature) -> bool:
     """`wanted` is the start of a signature's id, or words of its text: "map[8] float32"."""
     shown = str(signature).split()
     return signature.id.startswith(wanted) or all(
@@ -64,7 +64,7 @@ def list_library(
         return
     wanted = KernelStatus(status) if status is not None else None
     found = [k for k in library.kernels(status=wanted, tags=[tag] if tag else ())
-             if signature is None or _fits(signature, k.manifest.signature)]
+             if signature is None or fits(signature, k.manifest.signature)]
     _table(found, library, console)
 
 
@@ -95,7 +95,7 @@ def _list_blueprints(
     library: Library, console: Console, signature: str | None, status: str | None
 ) -> None:
     found = [b for b in library.blueprints()
-             if (signature is None or _fits(signature, b.signature))
+             if (signature is None or fits(signature, b.signature))
              and (status is None or b.status == status)]
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("blueprint", "name", "site", "author", "status"):
@@ -170,7 +170,7 @@ def query(
     """Print the VALIDATED kernels that have every tag, the fastest first: what a run could
     choose from. Kernels that were not measured come last."""
     found = [k for k in library.kernels(status=KernelStatus.VALIDATED, tags=tags)
-             if signature is None or _fits(signature, k.manifest.signature)]
+             if signature is None or fits(signature, k.manifest.signature)]
     found.sort(key=lambda k: -((k.report and k.report.speedup) or 0.0))
     if as_json:
         print(json.dumps([k.model_dump(mode="json") for k in found], indent=2))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from statistics import fmean
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from esper.cli.families import gain
 from esper.cli.library import find, short
 from esper.leyline.command import FieldReport
+from esper.leyline.evidence import earned, worth
 from esper.leyline.library import BlueprintRecord, KernelRecord, Library
 from esper.leyline.lifecycle import KernelStatus
 
@@ -64,13 +65,13 @@ class Family:
 
 
 def outcomes(reports: list[FieldReport]) -> str:
-    """How often each end came, and the mean gain where one was measured."""
+    """How often each end came, and what was earned where reports say so."""
     if not reports:
         return "never in the field"
     counts = Counter(r.outcome for r in reports)
     parts = [f"{n} {outcome}" for outcome, n in counts.most_common()]
-    gains = [r.gain for r in reports if r.gain is not None]
-    measured = f"mean gain {fmean(gains):+.4g} of {len(gains)}" if gains else "no gain measured"
+    worths = [w for r in reports if (w := worth(r)) is not None]
+    measured = gain(earned(worths)) if worths else "no gain measured"
     return f"{', '.join(parts)}; {measured}"
 
 

@@ -18,6 +18,7 @@ from esper.cli.parsers import (
     events_parser,
     library_parser,
     serve_parser,
+    simic_parser,
     status_parser,
     worker_parser,
 )
@@ -88,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
         "worker", help="invent, compile or examine kernels for a library elsewhere"))
     status_parser(commands.add_parser(
         "status", help="queues, capacity, who works on what, and what came of it"))
+    simic_parser(commands.add_parser(
+        "simic", help="train the policy that learns from field reports, and look at its versions"))
     events_parser(commands.add_parser(
         "events", help="what happens in a library and in the runs that use it, as JSON"))
     simulate = commands.add_parser(

@@ -1,5 +1,5 @@
 """The parsers of the commands that work on a library: library, bench, serve, worker, status,
-events.
+events, simic.
 
 What a command does is imported when it runs, so that `esper --help` stays quick.
 """
@@ -40,7 +40,7 @@ def _console() -> Any:
 
 
 def _library(options: argparse.Namespace) -> int:
-    from esper.cli import curation, library, lineage
+    from esper.cli import curation, families, library, lineage
     from esper.cli.places import existing_folder, existing_library
 
     console = _console()
@@ -58,13 +58,15 @@ def _library(options: argparse.Namespace) -> int:
             library.show(held, console, options.id, options.json)
         case "lineage":
             lineage.show_lineage(held, console, options.id)
+        case "families":
+            families.show_families(held, console, options.signature, options.html)
         case "archive":
             curation.archive(held, console, options.id, options.reason)
     return 0
 
 
 def library_parser(parser: argparse.ArgumentParser) -> None:
-    """`esper library ls | query | show | lineage | archive | check`."""
+    """`esper library ls | query | show | lineage | families | archive | check`."""
     from esper.leyline.lifecycle import BlueprintStatus, KernelStatus
 
     site = ('words of a site such as "map[8]" or "tokens float32 causal", or the start of a '
@@ -86,6 +88,11 @@ def library_parser(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="all that is known of one kernel or blueprint")
     show.add_argument("--json", action="store_true", help="the whole record, raw samples too")
     lineage = actions.add_parser("lineage", help="who descends from what, and how each fared")
+    families = actions.add_parser(
+        "families", help="Karn's report: what each family has earned and has on offer")
+    families.add_argument("--signature", metavar="TEXT", help=site)
+    families.add_argument("--html", metavar="FILE", type=Path,
+                          help="write it as a page too, with every family's tree")
     archive = actions.add_parser(
         "archive", help="take a blueprint or a kernel out of use for good; nothing is deleted")
     archive.add_argument("--reason", default="archived by hand", help="kept in its history")
@@ -93,7 +100,7 @@ def library_parser(parser: argparse.ArgumentParser) -> None:
         action.add_argument("id", metavar="ID", help="an id, or the start of one")
     check = actions.add_parser("check", help="read every artifact, look for damage and orphans")
     check.add_argument("--library", metavar="FOLDER", default=_default_folder(), help=_LIBRARY)
-    for action in (ls, query, show, lineage, archive):
+    for action in (ls, query, show, lineage, families, archive):
         action.add_argument("--library", metavar="WHERE", default=_default_folder(),
                             help=f"a folder, or the address of an esper serve; {_LIBRARY}")
         _access(action)
@@ -196,6 +203,28 @@ def events_parser(parser: argparse.ArgumentParser) -> None:
                         help=f"only events of this topic: {', '.join(Topic)}")
     _access(parser)
     parser.set_defaults(run=_events)
+
+
+def _simic(options: argparse.Namespace) -> int:
+    from esper.cli import simic
+    from esper.cli.places import existing_folder
+
+    held = existing_folder(options.library)
+    (simic.train_policy if options.action == "train" else simic.status)(held, _console())
+    return 0
+
+
+def simic_parser(parser: argparse.ArgumentParser) -> None:
+    """`esper simic train | status`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    train = actions.add_parser(
+        "train", help="train the bandit from a library's field reports; promote it only where it "
+        "beats the version before on held-out runs, outside the noise")
+    status = actions.add_parser("status", help="what there is to learn from, and every version")
+    for action in (train, status):
+        action.add_argument("--library", metavar="FOLDER", default=_default_folder(),
+                            help=_LIBRARY)
+    parser.set_defaults(run=_simic)
 
 
 def _bench(options: argparse.Namespace) -> int:

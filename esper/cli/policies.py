@@ -8,7 +8,9 @@ from esper.cli.config import PolicyConfig, RunConfig
 from esper.errors import ConfigError, ContractError
 from esper.tamiyo.budgets import Budget
 from esper.tamiyo.care import Care, Clockwork
+from esper.tamiyo.choice import Chooser
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.ranking import FieldRanking
 from esper.tamiyo.triggers import Gap, Plateau, Schedule, Trigger
 from esper.tamiyo.twins import FixedSchedule, RandomTwin
 
@@ -27,8 +29,9 @@ def _schedule(config: PolicyConfig) -> Schedule:
     return Schedule(config.start, config.every, config.until)
 
 
-def make_policy(config: RunConfig) -> HeuristicPolicy:
-    """The policy of a run.
+def make_policy(config: RunConfig, chooser: Chooser | None = None) -> HeuristicPolicy:
+    """The policy of a run. Of kind bandit it is the heuristic with another `chooser`, where there
+    is one.
 
     Raises:
         ConfigError: its settings leave no epoch to grow at.
@@ -42,8 +45,9 @@ def make_policy(config: RunConfig) -> HeuristicPolicy:
         "seed": config.seed,
     }
     match given.kind:
-        case "heuristic":
-            return HeuristicPolicy(_trigger(given), care=Care(**epochs, min_gain=given.min_gain),
+        case "heuristic" | "bandit":
+            return HeuristicPolicy(_trigger(given), chooser if chooser is not None
+                                   else FieldRanking(), Care(**epochs, min_gain=given.min_gain),
                                    **common)
         case "random":
             try:

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.cli.library import age, short, styled_status
+from esper.karn.families import stocks
+from esper.karn.service import why_silent
 from esper.leyline.library import Change, KeptLibrary
 from esper.oona.capacity import capacity
 from esper.oona.queue import LIMITS
@@ -39,6 +41,10 @@ def show(library: KeptLibrary, console: Console, where: str) -> None:
         console.print(work)
         if len(leases) > _SHOWN:
             console.print(f"and {len(leases) - _SHOWN} more", style="dim")
+    for stock in stocks(library):
+        if reason := why_silent(stock):
+            console.print(f"\nKarn is silent: {reason}", style="yellow", highlight=False,
+                          markup=False)
     results = _results(library.changes(limit=_LOOK_BACK))
     console.print(_headed("\nlately", "" if results else "  nothing yet"))
     if results:

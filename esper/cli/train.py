@@ -24,6 +24,7 @@ from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import Command, Transition
 from esper.leyline.events import Event, Priority, Topic
+from esper.leyline.library import Library
 from esper.leyline.lifecycle import SeedState
 from esper.leyline.verdict import Hardware
 from esper.nissa.metrics import (
@@ -41,6 +42,7 @@ from esper.oona.bus import Bus
 from esper.oona.capacity import CapacityWatch
 from esper.rpc.address import open_library
 from esper.slowtrack import SlowTrack
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tezzeret.toolchain import toolchain
 from esper.tolaria.checkpoint import check, checkpoints_in
 from esper.tolaria.keeper import Checkpoints
@@ -61,6 +63,21 @@ def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimiz
             return torch.optim.Adam(model.parameters(), **common)
         case "adamw":
             return torch.optim.AdamW(model.parameters(), **common)
+
+
+def _policy(
+    config: RunConfig, library: Library, resumed: Path | None, view: LiveView
+) -> HeuristicPolicy:
+    """The policy of a run, and, told to the user, who chooses where that is not a matter of
+    course. `resumed` is the folder of the run that goes on."""
+    if config.growth.policy.kind != "bandit":
+        return make_policy(config)
+    from esper.cli.bandit import bandit_of
+
+    before = None if resumed is None else read_info(resumed).versions.get("policy")
+    chooser, said = bandit_of(library, config.seed, before)
+    view.say(said)
+    return make_policy(config, chooser)
 
 
 def _hardware() -> Hardware:
@@ -213,10 +230,12 @@ def _train_grown(
     growth = growth_of(model)
     growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
     growth.embargo_epochs, growth.seed = config.growth.embargo_epochs, config.seed
-    if resumed is None:
-        run_log.begin(info.model_copy(update={"sites": tuple(growth.sites)}))
     place = config.library
     library = open_library(place.where, token_file=place.token_file, tls_ca=place.tls_ca)
+    policy = _policy(config, library, run_log.folder if resumed is not None else None, view)
+    if resumed is None:
+        run_log.begin(info.model_copy(update={
+            "sites": tuple(growth.sites), "versions": {**info.versions, "policy": policy.version}}))
     with ExitStack() as stack:
         services_log = run_log.folder / "slowtrack.log"
         services: _Services | None = None
@@ -241,7 +260,7 @@ def _train_grown(
                              view, run_log, growth)
         options: dict[str, Any] = {
             "loss_fn": cross_entropy, "holdout": list(Batches(data.holdout, EVAL_BATCH)),
-            "library": library, "run_id": info.run_id, "policy": make_policy(config),
+            "library": library, "run_id": info.run_id, "policy": policy,
             "lr_scale": config.growth.lr_scale,
             "warm_up": config.growth.warm_up, "reproducible": config.growth.reproducible,
             "checkpoints": Checkpoints(run_log.folder / CHECKPOINTS,

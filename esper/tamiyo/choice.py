@@ -24,7 +24,7 @@ class Candidate:
 class Chooser(Protocol):
     """Ranks candidates. One that remembers something has `state_dict` and `load_state_dict`; one
     that does not look at the scores of sites says so with `scored = False`, and they are not
-    measured for it."""
+    measured for it. `version`, where it has one, is the name that field reports bear."""
 
     def values(
         self, candidates: Sequence[Candidate], state: SystemState, catalog: Catalog

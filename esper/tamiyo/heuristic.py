@@ -49,6 +49,11 @@ class HeuristicPolicy:
     def __post_init__(self) -> None:
         self._books, self._random = Books(self.budget), random.Random(self.seed)
 
+    @property
+    def version(self) -> str:
+        """Who says where and which, for reports and records."""
+        return str(getattr(self.chooser, "version", type(self.chooser).__name__))
+
     # -- deciding -------------------------------------------------------------------------
 
     def _free(self, state: SystemState) -> list[SiteStatus]:

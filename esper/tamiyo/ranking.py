@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 
-from esper.leyline.command import FieldReport
-from esper.leyline.lifecycle import SeedState
+from esper.leyline.evidence import field_evidence
 from esper.tamiyo.choice import Candidate
 from esper.tamiyo.state import Catalog, SystemState
 
 HOPE = 0.05  # of the loss: the least that is expected of what nobody has tried
-
-
-def mean_gains(reports: Sequence[FieldReport]) -> dict[str, float]:
-    """Mean gain in field reports by blueprint, as a share of the loss. What was culled or rolled
-    back gained nothing at best; a seed that left before it was evaluated says nothing."""
-    gains: dict[str, list[float]] = defaultdict(list)
-    for report in reports:
-        if report.outcome in (SeedState.CULLED, SeedState.ROLLED_BACK):
-            gains[report.blueprint_id].append(min(0.0, report.gain or 0.0))
-        elif report.gain is not None:
-            scale = abs(report.loss_before or 1.0) or 1.0
-            gains[report.blueprint_id].append(report.gain / scale)
-    return {b: sum(g) / len(g) for b, g in gains.items()}
 
 
 class FieldRanking:
@@ -32,10 +17,13 @@ class FieldRanking:
     one whose blueprint has the best mean gain, untried ones taking an optimistic prior (the best
     mean there is), faster ones preferred among equals."""
 
+    version = "heuristic"
+
     def values(
         self, candidates: Sequence[Candidate], state: SystemState, catalog: Catalog
     ) -> Sequence[tuple[float, str]]:
-        means = mean_gains(catalog.reports)
+        means = {b: known.observed for b, known in field_evidence(catalog.reports).items()
+                 if known.observed is not None}
         prior = max([HOPE, *means.values()])
         scores = {c.site.name: c.site.score for c in candidates}
         steps = sorted({-math.inf if s is None else s for s in scores.values()})

@@ -62,6 +62,7 @@ class AnyChoice:
     """Every site that something fits is as good as any other, and so is every kernel for it."""
 
     scored = False
+    version = "random"
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(f"choice {seed}")
@@ -86,6 +87,7 @@ class InTurn:
     or the oldest of the blueprint of this name."""
 
     scored = False
+    version = "fixed"
 
     def __init__(self, blueprint: str | None = None) -> None:
         self.blueprint = blueprint

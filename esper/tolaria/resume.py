@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Attributes of a session that are plain values and go with it.
 _KEPT = ("run_id", "rollbacks", "growth_steps", "batch", "_train_losses", "_holdout_losses",
-         "_evidence", "_born", "_used", "_rolled_back")
+         "_evidence", "_born", "_used", "_rolled_back", "_contexts")
 
 
 class Stateful(Protocol):
@@ -170,6 +170,7 @@ def _restore(session: Session, state: dict[str, Any]) -> None:
     _join_in_order(session, now)
     now.restore(parts)
     session._surgeon.watch_warm_up()
+    state["session"].setdefault("_contexts", {})  # older checkpoints have none
     for name in _KEPT:
         value = state["session"][name]
         if type(value) is not type(getattr(session, name)):

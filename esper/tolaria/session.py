@@ -42,10 +42,11 @@ from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, Decision, Policy, SystemState
 from esper.tolaria import telemetry
 from esper.tolaria.ema import Average
+from esper.tolaria.field import field_report, germinated
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.library import LibraryLink
 from esper.tolaria.losses import LossWatch
-from esper.tolaria.measure import LossFn, grown, look_at, mean_loss, survey
+from esper.tolaria.measure import LossFn, grown, look_at, survey
 from esper.tolaria.optimizer import OptimizerSurgeon, why_not
 from esper.tolaria.resume import Stateful, keep, restore, take
 from esper.tolaria.snapshot import Parts, Snapshot
@@ -148,6 +149,7 @@ class Session:
         self._evidence: dict[str, tuple[float, float, float]] = {}  # by trace_id
         self._born: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
+        self._contexts: dict[str, dict[str, Any]] = {}  # SeedContexts by trace_id, as JSON
         self._rolled_back = False
         self._stateful: dict[str, Stateful] = {}
         self._unclaimed: dict[str, Any] = {}  # states of a checkpoint that nobody asked for yet
@@ -279,10 +281,10 @@ class Session:
         self.batch = 0
         self._look()
         self._team.begin_epoch()
-        holdout = self._holdout_loss()
+        holdout = self._team.held_out(self._loss_fn, self._holdout)
         if not math.isfinite(holdout):
             self._roll_back(holdout, "held-out loss")
-            holdout = self._holdout_loss()
+            holdout = self._team.held_out(self._loss_fn, self._holdout)
         train = fmean(self._losses.of_epoch) if self._losses.of_epoch else None
         self._losses.of_epoch.clear()
         if train is not None:
@@ -311,7 +313,7 @@ class Session:
         started = time.perf_counter()
         decision = self._team.decide(self.policy, state, catalog)
         seconds += time.perf_counter() - started
-        self._carry_out(decision)
+        self._carry_out(decision, state, catalog)
         rolled_back, self._rolled_back = self._rolled_back, False
         if not rolled_back:
             self.rollbacks = 0
@@ -326,10 +328,7 @@ class Session:
             self.end_of_epoch()
         return summary
 
-    def _holdout_loss(self) -> float:
-        return self._team.mean(mean_loss(self._team.model, self._loss_fn, self._holdout))
-
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, state: SystemState, catalog: Catalog) -> None:
         if news := self._considerations.news(decision):
             # Under the trace of what came of it, so that one id leads from the choice on.
             chosen = (c.trace_id for c in decision.commands if c.action is Action.GERMINATE)
@@ -346,7 +345,7 @@ class Session:
             self.growth_steps.append(self.growth.step)
             if command.blueprint_id is not None:
                 self._used.setdefault(command.site, set()).add(command.blueprint_id)
-                self._born[command.trace_id] = self.growth.epoch
+                germinated(self, command, state, catalog)
 
     # -- consequences ---------------------------------------------------------------------
 
@@ -368,9 +367,7 @@ class Session:
         self._link.quarantine(seed.kernel_id, reason)
 
     def _settled(self, seed: Seed, reason: str) -> None:
-        epochs = self.growth.epoch - self._born.get(seed.trace_id, self.growth.epoch)
-        evidence = self._evidence.pop(seed.trace_id, None)
-        report = telemetry.field_report(seed, reason, evidence, epochs, self.run_id)
+        report = field_report(self, seed, reason)
         if seed.state is SeedState.FOSSILIZED:
             # A fossil stays, so every state to go back to must have it, whatever else is
             # being blended in just now.

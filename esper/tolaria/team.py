@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from esper.tolaria.arrivals import SharedLoader
 from esper.tolaria.gradients import SeedGradients
 from esper.tolaria.keeper import Checkpoints
 from esper.tolaria.losses import look_every
+from esper.tolaria.measure import LossFn, mean_loss
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.sharded import is_sharded
 from esper.tolaria.snapshot import Parts
@@ -190,8 +191,10 @@ class Team(Vitals):
         if self._gradients is not None:
             self._gradients.paused = False
 
-    def mean(self, value: float) -> float:
-        return float(self.ranks.mean(torch.tensor(value, dtype=torch.float64)))
+    def held_out(self, loss_fn: LossFn, batches: Sequence[Any]) -> float:
+        """The mean loss of all ranks' held-out batches."""
+        own = mean_loss(self.model, loss_fn, batches)
+        return float(self.ranks.mean(torch.tensor(own, dtype=torch.float64)))
 
     def agree(
         self, sites: tuple[SiteStatus, ...], evidence: dict[str, tuple[float, float, float]]

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from esper.kasmina.growth import Growth
-from esper.kasmina.seed import Seed
 from esper.leyline.base import Contract
-from esper.leyline.command import Command, FieldReport, SeedHealth
+from esper.leyline.command import Command, SeedHealth
 from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.library import Publishing
 from esper.leyline.payloads import announce
@@ -36,18 +35,6 @@ def seed_health(growth: Growth, sites: Sequence[SiteStatus], run_id: str) -> Ite
             drift=seed.drift, grad_norm=seed.grad_norm(), gain=gains.get(seed.trace_id),
         )
         yield announce(Topic.SEED_HEALTH, health, sender="kasmina", trace_id=seed.trace_id)
-
-
-def field_report(
-    seed: Seed, reason: str, evidence: tuple[float, float, float] | None, epochs: int, run_id: str
-) -> FieldReport:
-    """What became of a seed; `evidence` is what `counterfactual_gain` said of it last."""
-    gain, before, after = evidence if evidence is not None else (None, None, None)
-    return FieldReport(
-        run_id=run_id, trace_id=seed.trace_id, site=seed.site.name, kernel_id=seed.kernel_id,
-        blueprint_id=seed.blueprint_id, outcome=seed.state, reason=reason, gain=gain,
-        loss_before=before, loss_after=after, epochs=epochs,
-    )
 
 
 def epoch_event(run_id: str, summary: EpochSummary) -> Event:

@@ -9,9 +9,8 @@ or rolled back, or was kept without a measured gain, says nothing about the blue
 
 from __future__ import annotations
 
-import math
-
 from esper.leyline.command import FieldReport
+from esper.leyline.evidence import speaks
 from esper.leyline.lifecycle import SeedState
 
 GAINED = 0.5
@@ -20,9 +19,8 @@ CULLED = 0.25
 
 def after(interest: float, report: FieldReport) -> float:
     """The interest in the blueprint of `report`, which had `interest` before."""
+    if not speaks(report):
+        return interest
     if report.outcome is SeedState.CULLED:
         return interest * (1 - CULLED)
-    gain = report.gain
-    if report.outcome is SeedState.FOSSILIZED and gain is not None and math.isfinite(gain):
-        return interest + GAINED * (1 - interest) if gain > 0 else interest
-    return interest
+    return interest + GAINED * (1 - interest) if (report.gain or 0.0) > 0 else interest

@@ -61,7 +61,7 @@ def test_scientific_notation_is_a_number() -> None:
         (MINIMAL + "growth: {policy: {max_gap: 0.2}}\n",
          ["growth.policy: max_gap goes with trigger gap, and trigger is schedule"]),
         (MINIMAL + "growth: {policy: {kind: fixed, min_gain: 0.1}}\n",
-         ["min_gain goes with kind heuristic or random, and kind is fixed; leave it out"]),
+         ["min_gain goes with kind heuristic or bandit or random, and kind is fixed"]),
         (MINIMAL + "growth: {policy: {kind: random, trigger: gap}}\n",
          ["kind random grows at times of its own"]),
         (MINIMAL + "growth: {policy: {budget: {latency_ms: 0}}}\n",

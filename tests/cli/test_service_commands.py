@@ -213,12 +213,13 @@ def test_lineage_goes_both_ways_and_tells_outcomes(tmp_path: Path) -> None:
                                          (SeedState.CULLED, None)]):
         library.add_report(FieldReport(
             report_id=f"fr-{n}", run_id="r", trace_id="t", site="s", kernel_id=kernels[1],
-            blueprint_id=blueprint(2).id, outcome=outcome, reason="", gain=gain, epochs=1))
+            blueprint_id=blueprint(2).id, outcome=outcome, reason="", gain=gain, epochs=1,
+            loss_before=2.0))
     done = esper_command("library", "lineage", kernels[1], "--library", str(tmp_path))
     assert done.returncode == 0, done.stderr
     above, below = done.stdout.split("descendants")
     assert blueprint(1).id[:14] in above and blueprint(3).id[:14] in below
-    assert "2 FOSSILIZED, 1 CULLED; mean gain +0.375 of 2" in above
+    assert "2 FOSSILIZED, 1 CULLED; +12.5% of the loss in 3 reports, to expect" in above
     assert "never in the field" in below
     youngest = esper_command("library", "lineage", blueprint(3).id, "--library", str(tmp_path))
     assert "descendants: none" in youngest.stdout and blueprint(1).id[:14] in youngest.stdout

@@ -19,6 +19,7 @@ from esper.leyline.command import FieldReport
 from esper.leyline.events import Priority
 from esper.leyline.library import KernelRecord, Library
 from esper.leyline.lifecycle import BlueprintStatus, KernelStatus, SeedState
+from tests.leyline.wire_samples import CONTEXT
 from tests.urza.support import OTHER, SIG, Clock, artifact, blueprint, members, pack, report
 
 
@@ -353,6 +354,7 @@ def test_field_reports_are_kept_once_oldest_first(library: Library) -> None:
         )
 
     late, early = field_report("late", 2.0), field_report("early", 1.0)
+    late = late.model_copy(update={"context": CONTEXT})
     for r in (late, early, late):
         library.add_report(r)
     assert library.reports() == [early, late]

@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from esper.leyline.artifact import Manifest, ParameterSpec, Pipeline, Runtime, Toolchain
 from esper.leyline.base import Contract
 from esper.leyline.blueprint import BlueprintIR, C, Init, Node, Op, Width
-from esper.leyline.command import FieldReport, SeedHealth
+from esper.leyline.command import FieldReport, SeedContext, SeedHealth
 from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.library import (
     BlueprintClaim,
@@ -104,10 +104,15 @@ KERNEL = KernelRecord(
     kernel_id="k-0123", blueprint_id=IR.id, manifest=MANIFEST, digest="ef" * 32, size=123456,
     status=KernelStatus.VALIDATED, reason="fine", report=REPORT, created=1.5e9, updated=1.6e9,
 )
+CONTEXT = SeedContext(
+    policy="bandit-3", site=SITE, depth=0.25, relative_score=0.75, fossils=1, epoch=6, growths=3,
+    loss_share=0.5, parameters=1 << 33, flops=1 << 40, speedup=1.5, layers=2, width=0.5, taps=9,
+    tried=4, earned=-0.0625,
+)
 FIELD = FieldReport(
     report_id="fr-1", run_id="run-1", trace_id="tr-1", site="blocks.3", kernel_id="k-0123",
     blueprint_id=IR.id, outcome=SeedState.FOSSILIZED, reason="it pays", gain=-0.0625,
-    loss_before=1.5, loss_after=1.25, epochs=7, time=1.5e9,
+    loss_before=1.5, loss_after=1.25, epochs=7, time=1.5e9, context=CONTEXT,
 )
 HEALTH = SeedHealth(
     run_id="run-1", trace_id="tr-1", site="blocks.3", kernel_id="k-0123",
@@ -121,7 +126,8 @@ EVENT = Event(
 
 CONTRACTS: tuple[Contract, ...] = (
     SITE, WIDTH, BLUEPRINT, IR, TOOLS, PARAMETER, MANIFEST, HARDWARE, ROOFLINE, LATENCY, PART, COST,
-    MEASURED, DRIFT, RISK, CASE, TAG, REPORT, KERNEL, FIELD, EVENT,
+    MEASURED, DRIFT, RISK, CASE, TAG, REPORT, KERNEL, CONTEXT, FIELD,
+    EVENT,
     HEALTH,
     Runtime(torch="2.13.0+cpu", isas=("AVX512", "sm_90")),
     Node(id="all", op=Op.LINEAR, inputs=("h",), out=WIDTH, bias=True, init=Init.ZERO),
@@ -148,6 +154,10 @@ CONTRACTS: tuple[Contract, ...] = (
         "hardware": None, "peak_memory_bytes": None, "eager_peak_memory_bytes": None,
         "measurements": (), "roofline": None, "drift": (), "risk": None}),
     FIELD.model_copy(update={"gain": None, "loss_before": None, "loss_after": None}),
+    FIELD.model_copy(update={"context": None}),
+    CONTEXT.model_copy(update=dict.fromkeys(
+        ("policy", "depth", "relative_score", "loss_share", "speedup", "width", "taps",
+         "earned"))),
     Change(sequence=1, time=1.5e9, item="k-0123", signature_id=SITE.id, before=None,
            after="PENDING_BENCHMARKING", reason=""),
 )

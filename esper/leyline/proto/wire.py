@@ -47,8 +47,8 @@ CONTRACTS: tuple[type[Contract], ...] = (
     verdict.Measurement, verdict.Drift, verdict.Risk, verdict.ProofCase, verdict.Tag,
     verdict.ValidationReport,
     library.BlueprintRecord, library.KernelRecord, library.BlueprintClaim, library.KernelClaim,
-    library.QueueDepths, library.Lease, library.Change, command.SeedHealth, command.FieldReport,
-    events.Event,
+    library.QueueDepths, library.Lease, library.Change, command.SeedHealth, command.SeedContext,
+    command.FieldReport, events.Event,
 )
 # The member of an event's `payload` that stands for its body.
 _PAYLOAD_FIELDS: dict[type[Contract], str] = {

@@ -612,8 +612,44 @@ class Change(_message.Message):
     reason: str
     def __init__(self, sequence: _Optional[int] = ..., time: _Optional[float] = ..., item: _Optional[str] = ..., signature_id: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class SeedContext(_message.Message):
+    __slots__ = ("policy", "site", "depth", "relative_score", "fossils", "epoch", "growths", "loss_share", "parameters", "flops", "speedup", "layers", "width", "taps", "tried", "earned")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_SCORE_FIELD_NUMBER: _ClassVar[int]
+    FOSSILS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GROWTHS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    SPEEDUP_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    TAPS_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    EARNED_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    site: SiteSignature
+    depth: float
+    relative_score: float
+    fossils: int
+    epoch: int
+    growths: int
+    loss_share: float
+    parameters: int
+    flops: int
+    speedup: float
+    layers: int
+    width: float
+    taps: int
+    tried: int
+    earned: float
+    def __init__(self, policy: _Optional[str] = ..., site: _Optional[_Union[SiteSignature, _Mapping]] = ..., depth: _Optional[float] = ..., relative_score: _Optional[float] = ..., fossils: _Optional[int] = ..., epoch: _Optional[int] = ..., growths: _Optional[int] = ..., loss_share: _Optional[float] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., speedup: _Optional[float] = ..., layers: _Optional[int] = ..., width: _Optional[float] = ..., taps: _Optional[int] = ..., tried: _Optional[int] = ..., earned: _Optional[float] = ...) -> None: ...
+
 class FieldReport(_message.Message):
-    __slots__ = ("report_id", "run_id", "trace_id", "site", "kernel_id", "blueprint_id", "outcome", "reason", "gain", "loss_before", "loss_after", "epochs", "time")
+    __slots__ = ("report_id", "run_id", "trace_id", "site", "kernel_id", "blueprint_id", "outcome", "reason", "gain", "loss_before", "loss_after", "epochs", "time", "context")
     REPORT_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -627,6 +663,7 @@ class FieldReport(_message.Message):
     LOSS_AFTER_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     report_id: str
     run_id: str
     trace_id: str
@@ -640,7 +677,8 @@ class FieldReport(_message.Message):
     loss_after: float
     epochs: int
     time: float
-    def __init__(self, report_id: _Optional[str] = ..., run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., site: _Optional[str] = ..., kernel_id: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., outcome: _Optional[_Union[SeedState, str]] = ..., reason: _Optional[str] = ..., gain: _Optional[float] = ..., loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ..., epochs: _Optional[int] = ..., time: _Optional[float] = ...) -> None: ...
+    context: SeedContext
+    def __init__(self, report_id: _Optional[str] = ..., run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., site: _Optional[str] = ..., kernel_id: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., outcome: _Optional[_Union[SeedState, str]] = ..., reason: _Optional[str] = ..., gain: _Optional[float] = ..., loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ..., epochs: _Optional[int] = ..., time: _Optional[float] = ..., context: _Optional[_Union[SeedContext, _Mapping]] = ...) -> None: ...
 
 class SeedHealth(_message.Message):
     __slots__ = ("run_id", "trace_id", "site", "kernel_id", "state", "epoch", "step", "alpha", "drift", "grad_norm", "gain")
