@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
-FEATURES = 64
+FEATURES = 128
 ROWS = 4096  # of a call, at most
 RIDGE = 1e-2  # of the mean variance of a feature
 
@@ -31,16 +31,15 @@ class Statistic:
 
     How much of what the loss asks for at this site could a seed give? The loss asks for a step of
     h along -g, its gradient at each position; a seed computes some f(h). Of all f that are linear
-    in `FEATURES` random ReLU features of h, the one nearest to -g explains a part of it, and that
-    part of the mean of |g|^2 is what the loss falls by per unit of step, to first order. What a
-    constant explains is left out, for the host has biases. The score is the root of the rest: the
-    norm of the gradient, at a position of a sample, that can be told from h.
+    in `FEATURES` random ReLU features of h, the one nearest to -g explains a part of it. The score
+    is the share of the variance of g that it explains, between 0 and 1; what a constant explains is
+    left out, for the host has biases. It has no unit: sites of unlike width, resolution, depth and
+    scale compare.
 
     Fitting a step in function space by least squares, and judging a place by how far it gets, is
     from Verbockhaven et al., "Growing Tiny Networks" (2024), there for the part that a layer's own
     weights cannot express; choosing new weights by the gradient at birth is GradMax (Evci et al.
-    2022). As many features of standardized channels at every site, and a mean over positions, make
-    sites of unlike width and size comparable.
+    2022).
     """
 
     def __init__(self, signature: SiteSignature) -> None:
@@ -64,22 +63,25 @@ class Statistic:
             weight = torch.randn(width, FEATURES, generator=generator) / width**0.5
             bias = 0.5 * torch.randn(FEATURES, generator=generator)
             self._weight, self._bias = weight.to(x), bias.to(x)
-            self._sums = [x.new_zeros(FEATURES), x.new_zeros(width),
+            self._sums = [x.new_zeros(FEATURES), x.new_zeros(width), x.new_zeros(width),
                           x.new_zeros(FEATURES, FEATURES), x.new_zeros(FEATURES, width)]
         features = ((x - self._mean) / self._deviation @ self._weight + self._bias).relu()
         self._rows += len(x)
-        for total, part in zip(self._sums, (features.sum(0), y.sum(0), features.T @ features,
-                                            features.T @ y), strict=True):
+        for total, part in zip(self._sums, (features.sum(0), y.sum(0), y.square().sum(0),
+                                            features.T @ features, features.T @ y), strict=True):
             total += part
 
     def score(self) -> float:
-        features, grads, squares, products = (s / self._rows for s in self._sums)
+        features, grads, variance, squares, products = (s / self._rows for s in self._sums)
+        variance = variance - grads.square()
         covariance = squares - features.outer(features)
         ridge = RIDGE * covariance.diag().mean().clamp_min(1e-12)
         fitted = products - features.outer(grads)
         solved = torch.linalg.solve(
             covariance + ridge * torch.eye(FEATURES).to(covariance), fitted)
-        return float((fitted * solved).sum().clamp_min(0).sqrt())
+        explained, whole = float((fitted * solved).sum()), float(variance.sum())
+        # A gradient that is the same everywhere varies by what rounding leaves.
+        return explained / whole if whole > 1e-12 * float(grads.square().sum()) else 0.0
 
 
 def site_scores(
@@ -89,7 +91,7 @@ def site_scores(
     """The score of every site, or of those of `names`, from held-out batches; see `Statistic`.
 
     Takes one forward pass for each batch, and one backward pass for the gradients of the sites'
-    outputs alone, for all sites together; and at each site 2 x 64 x (64 + 2 x channels) FLOPs for
+    outputs alone, for all sites together; and at each site 2 x 128 x (128 + 2 x channels) FLOPs for
     each position, of 4096 positions of a call at most.
 
     A site that no gradient reaches has no score. Nor has one that reentrant checkpointing hides,

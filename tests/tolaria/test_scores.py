@@ -29,18 +29,19 @@ def test_what_a_seed_could_follow_counts_and_noise_does_not() -> None:
     told = told - told.mean(0)
     noise = torch.randn(told.shape, generator=torch.Generator().manual_seed(2)) * norm(told)
     noise *= norm(told) / norm(noise)
-    assert score(H, told) > 0.6 * norm(told)
-    assert score(H, noise) < 0.2 * norm(noise)
-    assert score(H, told + noise) == pytest.approx(score(H, told), rel=0.1)
-    assert score(H, told.new_ones(told.shape)) < 1e-6, "a bias of the host does that"
+    assert 0.5 < score(H, told) <= 1
+    assert score(H, noise) < 0.05
+    assert score(H, told + noise) == pytest.approx(score(H, told) / 2, rel=0.15)
+    assert score(H, told + 5) == pytest.approx(score(H, told)), "a bias of the host does that"
+    assert score(H, told.new_full(told.shape, 0.1)) == 0 == score(H, torch.zeros_like(told))
 
 
-def test_it_is_in_units_of_the_gradient_and_whatever_the_scale_of_h() -> None:
+def test_scales_do_not_matter() -> None:
     g = torch.relu(H)
-    assert score(H, 3 * g) == pytest.approx(3 * score(H, g))
+    assert score(H, 3e-6 * g) == pytest.approx(score(H, g))
     assert score(100 * H + 7, g) == pytest.approx(score(H, g), rel=1e-4)
     dead = torch.cat([H, torch.zeros(len(H), 4)], 1)
-    assert score(dead, torch.cat([g, g[:, :4]], 1)) > score(H, g), "channels that are off are borne"
+    assert 0 < score(dead, torch.cat([g, g[:, :4]], 1)) <= 1, "channels that are off are borne"
 
 
 def test_a_map_is_its_positions_and_none_of_them_is_overlooked() -> None:
@@ -57,4 +58,4 @@ def test_a_map_is_its_positions_and_none_of_them_is_overlooked() -> None:
     column[..., :5], column[..., 6:] = 0, 0
     seen = score(as_map(large, 8, 8), column, SiteKind.MAP, batches=1)
     every = score(as_map(large, 8, 8), torch.relu(as_map(large, 8, 8)), SiteKind.MAP, batches=1)
-    assert seen == pytest.approx(every / 8, rel=0.2)
+    assert 0.05 < seen < every
