@@ -29,8 +29,9 @@ def load_data(config: DataConfig, config_path: Path) -> DataSet:
 
 
 def _limited(data: DataSet, config: DataConfig) -> DataSet:
-    limit = config.limit
-    # The holdout shrinks with the training data: it is measured at every epoch.
-    holdout = None if limit is None else max(64, limit // 4)
-    return DataSet(data.name, data.task, data.train.first(limit), data.holdout.first(holdout),
-                   data.eval.first(config.eval_limit), data.example, data.classes)
+    holdout = config.holdout_limit
+    if holdout is None and config.limit is not None:
+        holdout = max(64, config.limit // 4)  # it is measured at every epoch
+    return DataSet(data.name, data.task, data.train.first(config.limit),
+                   data.holdout.first(holdout), data.eval.first(config.eval_limit), data.example,
+                   data.classes)

@@ -46,6 +46,8 @@ def test_text_is_the_standard_library_shifted_by_one(tmp_path: Path) -> None:
     assert torch.equal(data.train.inputs[:, 1:], data.train.targets[:, :-1])
     assert int(data.train.inputs.max()) < data.classes
     assert len(data.eval) == 50 and 16 < len(data.holdout) <= 64
+    own = config.model_copy(update={"holdout_limit": 9})
+    assert len(load_data(own, tmp_path / "c.yaml").holdout) == 9
     again = load_data(config, tmp_path / "c.yaml")
     assert torch.equal(data.train.inputs, again.train.inputs)
 
