@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from esper.cli.config import GrowthConfig, ModelConfig, Section, TrainConfig, load_yaml
-from esper.cli.factory import build_model, build_optimizer, build_policy
+from esper.cli.factory import build_model, build_optimizer
+from esper.cli.policies import policy_of
 from esper.data.config import DataConfig
 from esper.data.sets import load_data
 from esper.errors import ConfigError
 from esper.evaluation.experiment import GROWN, Experiment, Growing
 from esper.evaluation.gromo import gromo_version
 from esper.evaluation.kernels import Recipe
-from esper.evaluation.random_policy import RandomPolicy
 from esper.leyline.artifact import Pipeline
 from esper.tamiyo.state import Policy
 
+Kind = Literal["random"]
 EXAMPLE = "examples/evaluate/mnist1d.yaml"
 
 
@@ -82,6 +83,9 @@ class EvaluateConfig(Section):
             raise ValueError(
                 f"fixed: its last block would come after epoch {last} of {self.train.epochs}; it "
                 "must have time to be trained")
+        if self.growth.policy.kind == "bandit":
+            raise ValueError("growth.policy.kind: a bandit learns over runs, and here each run "
+                             "starts from a library without reports; choose heuristic")
         if not self.growth.enabled or self.growth.reproducible:
             raise ValueError("growth.enabled and growth.reproducible are not for evaluate, which "
                              "grows one arm and not another, and always reproducibly")
@@ -116,16 +120,13 @@ def experiment_of(config: EvaluateConfig, path: Path) -> Experiment:
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(model, config.train.optimizer)
 
-    def policy(seed: int) -> Policy:
-        return build_policy(growth.policy, seed)
+    def policy(seed: int, kind: Kind | None = None) -> Policy:
+        given = growth.policy.model_copy(update={"kind": kind or growth.policy.kind})
+        return policy_of(given, epochs=config.train.epochs, batch_size=config.data.batch_size,
+                         seed=seed)
 
     def random(seed: int) -> Policy:
-        p = growth.policy
-        return RandomPolicy(
-            chance=min(1.0, p.max_growths / config.train.epochs), max_growths=p.max_growths,
-            max_active=p.max_active, max_parameters=p.budget.parameters,
-            training_epochs=p.training_epochs, stabilization_epochs=p.stabilization_epochs,
-            fine_tuning_epochs=p.fine_tuning_epochs, seed=seed)
+        return policy(seed, "random")
 
     return Experiment(
         name=config.name, data=load_data(config.data, path), batch_size=config.data.batch_size,

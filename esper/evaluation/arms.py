@@ -21,6 +21,8 @@ from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
 from esper.leyline.command import FieldReport, Transition
 from esper.leyline.lifecycle import SeedState
+from esper.tolaria.measure import SCORE_BATCHES
+from esper.tolaria.scores import statistic_flops
 from esper.tolaria.session import Session
 from esper.urza.library import LocalLibrary
 
@@ -219,17 +221,19 @@ def _train_grown(run: _Run, arm: str, seed: int, folder: Path) -> Log:
         library=LocalLibrary(folder), policy=policy, scheduler=run.scheduler,
         lr_scale=how.lr_scale, warm_up=how.warm_up, reproducible=True, observers=[observe],
     ) as session:
+        session.planned_epochs = experiment.epochs
+
         def boundary() -> None:
             with run.meter.charging("statistics"):
-                session.epoch()
+                summary = session.epoch()
+            for site in summary.sites:
+                if site.score is not None and site.positions is not None:
+                    run.meter.charge(sum(
+                        statistic_flops(site.signature, positions * len(batch[0]))
+                        for batch in holdout[:SCORE_BATCHES] for positions in site.positions
+                    ), "statistics")
 
-        def boundary_of_a_twin() -> None:
-            # What the session measures for a policy that does not look is no cost of its.
-            with run.meter.uncharged():
-                session.epoch()
-
-        run.session = session
-        run.at_boundary = boundary_of_a_twin if arm == "random" else boundary
+        run.session, run.at_boundary = session, boundary
         return run.go()
 
 

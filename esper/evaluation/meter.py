@@ -116,15 +116,6 @@ class Meter:
             if running:
                 self.start()
 
-    @contextmanager
-    def uncharged(self) -> Iterator[None]:
-        """FLOPs do not count inside, time does."""
-        before, self._off = self._off, True
-        try:
-            yield
-        finally:
-            self._off = before
-
 
 def annealed(meter: Meter, budget: int) -> Any:
     """For torch's LambdaLR: a cosine over the share of the budget that is spent, so that every

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from esper.data.config import DataConfig
 from esper.data.sets import load_data
 from esper.evaluation.experiment import Experiment, Growing
-from esper.evaluation.random_policy import RandomPolicy
+from esper.tamiyo.care import Care
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.triggers import Schedule
+from esper.tamiyo.twins import RandomTwin
 
 WIDTH = 8
 
@@ -45,8 +47,10 @@ def experiment(**changes: Any) -> Experiment:
         name="small", data=data, batch_size=32, epochs=6, host=Host, block=Block,
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2), sites=("act",),
         blocks=2, first=2, every=2,
-        policy=lambda seed: HeuristicPolicy(start=1, every=1, training_epochs=1, seed=seed),
-        random=lambda seed: RandomPolicy(chance=0.5, max_growths=2, seed=seed),
+        policy=lambda seed: HeuristicPolicy(Schedule(1, 1), care=Care(training_epochs=1),
+                                            seed=seed),
+        random=lambda seed: RandomTwin(6, like=Schedule(1, 1), care=Care(training_epochs=1),
+                                       seed=seed),
         growing=Growing(graft_steps=4, embargo_epochs=1),
     )
     return replace(made, **changes)

@@ -16,6 +16,8 @@ from esper.evaluation.flops import Cost, cost_of, counter, seed_cost
 from esper.evaluation.meter import Meter
 from esper.kasmina.growth import growth_of
 from esper.leyline.command import Action
+from esper.leyline.signature import SiteKind, SiteSignature
+from esper.tolaria.scores import Statistic, statistic_flops
 from tests.support import HOSTS, command, germinate, to_full
 
 
@@ -124,8 +126,6 @@ def test_a_seed_costs_what_it_runs_in_each_state() -> None:
     assert spent() == own.both, "GRAFTING"
     with meter.unseen():
         meter.loss(model, batch)
-    with meter.uncharged():
-        meter.loss(model, batch)
     assert spent() == own.both
     before = meter.spent
     with meter.charging("statistics"):
@@ -133,3 +133,12 @@ def test_a_seed_costs_what_it_runs_in_each_state() -> None:
     assert meter.by["statistics"] == meter.spent - before and sum(meter.by.values()) == meter.spent
     growth.obey(command(Action.CULL, site))
     assert spent() == 0 and meter.by["training"] > 0, "what it has cost stays"
+
+
+@pytest.mark.parametrize("kind", SiteKind)
+def test_what_a_site_score_sums_up_costs_what_its_formula_says(kind: SiteKind) -> None:
+    signature = SiteSignature(kind=kind, channels=6)
+    h = torch.randn(signature.shape(900, 5))
+    with counter() as seen:
+        Statistic(signature).add(h, torch.randn_like(h))
+    assert seen.get_total_flops() == statistic_flops(signature, h.numel() // 6)
