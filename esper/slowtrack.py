@@ -260,10 +260,15 @@ def stop_on(*signals: signal.Signals) -> threading.Event:
     return stop
 
 
-def _serve(options: argparse.Namespace) -> None:
+def end_with(parent: int) -> None:
+    """Be killed as soon as `parent`, which started this process, is gone."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != options.parent:  # it died before the signal was set
-        return
+    if os.getppid() != parent:  # it died before the signal was set
+        os._exit(1)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    end_with(options.parent)
     stop = stop_on(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     library = open_library(options.library, token_file=options.token_file, tls_ca=options.tls_ca)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from esper.data.config import DataConfig
 from esper.errors import ConfigError
 from esper.leyline.artifact import Pipeline
 from esper.rpc.address import parse_address
@@ -37,17 +38,6 @@ class ModelConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class DataConfig(Section):
-    """`limit` and `eval_limit` cap the samples; `context` is the sequence length of text."""
-
-    name: Literal["digits", "fashion_mnist", "text"]
-    batch_size: int = Field(default=64, ge=1, le=65536)
-    limit: int | None = Field(default=None, ge=1)
-    eval_limit: int | None = Field(default=None, ge=1)
-    path: str | None = None
-    context: int = Field(default=64, ge=2, le=4096)
-
-
 class OptimizerConfig(Section):
     """`momentum` is for sgd only."""
 
@@ -60,7 +50,6 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: Literal["cross_entropy"] = "cross_entropy"
 
 
 class BudgetConfig(Section):

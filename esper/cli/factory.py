@@ -1,4 +1,4 @@
-"""Builds the model that a configuration names."""
+"""Builds the model that a configuration names, and its optimizer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import nn
 
-from esper.cli.config import ModelConfig
+from esper.cli.config import ModelConfig, OptimizerConfig
 from esper.errors import ConfigError
 
 
-def _module(where: str, beside: Path) -> ModuleType:
+def _module(where: str, beside: Path, key: str) -> ModuleType:
     if not where.endswith(".py"):
         try:
             return importlib.import_module(where)
         except ImportError as e:
             raise ConfigError(
-                f"model.factory: module {where!r} cannot be imported ({e}); name an installed "
+                f"{key}.factory: module {where!r} cannot be imported ({e}); name an installed "
                 "module, or a file ending in .py relative to the configuration"
             ) from e
     path = (beside / where).resolve()
@@ -29,7 +31,7 @@ def _module(where: str, beside: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(
-            f"model.factory: there is no file {path}; the path is relative to the configuration"
+            f"{key}.factory: there is no file {path}; the path is relative to the configuration"
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up there
@@ -37,26 +39,41 @@ def _module(where: str, beside: Path) -> ModuleType:
     return module
 
 
-def build_model(config: ModelConfig, config_path: Path) -> nn.Module:
-    """Import the factory and call it with its arguments.
+def build_model(
+    config: ModelConfig, config_path: Path, key: str = "model", **more: Any
+) -> nn.Module:
+    """Import the factory and call it with its arguments, and `more` that the configuration does
+    not name. `key` is where the configuration names it, for messages.
 
     Raises:
         ConfigError: no such file, module or name; arguments that do not fit; no nn.Module.
     """
     where, _, name = config.factory.rpartition(":")
-    module = _module(where, config_path.parent)
+    module = _module(where, config_path.parent, key)
     factory = getattr(module, name, None)
     if not callable(factory):
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(names)}"
-        raise ConfigError(f"model.factory: {where} has no callable {name!r}{hint}")
+        raise ConfigError(f"{key}.factory: {where} has no callable {name!r}{hint}")
     try:
-        model = factory(**config.arguments)
+        model = factory(**config.arguments, **more)
     except TypeError as e:
-        raise ConfigError(f"model.arguments: {config.factory} cannot be called so: {e}") from e
+        raise ConfigError(f"{key}.arguments: {config.factory} cannot be called so: {e}") from e
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model.factory: {config.factory} gave a {type(model).__name__}, not a torch.nn.Module"
+            f"{key}.factory: {config.factory} gave a {type(model).__name__}, not a torch.nn.Module"
         )
     return model
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """torch's optimizer of that name, for all parameters that the model has now."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
+        case "adam":
+            return torch.optim.Adam(model.parameters(), **common)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), **common)

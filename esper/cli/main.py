@@ -1,8 +1,8 @@
 """The `esper` command.
 
 Exit codes: 0 done; 1 it ran and found something wrong (`doctor`, `bench`, `simulate`, `library
-check`), or a fault of esper's own, with a traceback; 2 wrong usage, configuration, data or
-library, with one message; 130 interrupted by the user.
+check`, a failed run of `evaluate`), or a fault of esper's own, with a traceback; 2 wrong usage,
+configuration, data or library, with one message; 130 interrupted by the user.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from esper.cli.parsers import (
     bench_parser,
+    evaluate_parser,
     events_parser,
     library_parser,
     serve_parser,
@@ -27,7 +28,7 @@ from esper.errors import EsperError
 EXIT_CODES = """exit codes:
   0    done
   1    doctor, bench or library check found something wrong, a promise of simulate was broken,
-       or esper itself failed (with a traceback)
+       a run of evaluate failed, or esper itself failed (with a traceback)
   2    wrong usage, configuration, data or library; one message says which
   130  interrupted
 """
@@ -82,6 +83,8 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     bench_parser(commands.add_parser(
         "bench", help="prove and measure kernels; writes a page, and JSON for pytest-benchmark"))
+    evaluate_parser(commands.add_parser(
+        "evaluate", help="what growth buys, beside everything that could explain it away"))
     library_parser(commands.add_parser("library", help="look at blueprints and kernels"))
     serve_parser(commands.add_parser(
         "serve", help="offer a library to workers and trainers elsewhere"))

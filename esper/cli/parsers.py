@@ -1,5 +1,5 @@
-"""The parsers of the commands that work on a library: library, bench, serve, worker, status,
-events, simic.
+"""The parsers of the larger commands: library, bench, evaluate, serve, worker, status, events,
+simic.
 
 What a command does is imported when it runs, so that `esper --help` stays quick.
 """
@@ -258,3 +258,27 @@ def bench_parser(parser: argparse.ArgumentParser) -> None:
                         help="compare one thing with itself, 100 times by default, and print how "
                         "often the bench calls that a difference")
     parser.set_defaults(run=_bench)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from esper.cli.evaluate import run
+
+    if options.arms and not options.tuning:
+        raise ContractError("--arms goes with --tuning; what is reported has all arms")
+    return run(options.configs, out=options.out, tuning=options.tuning, jobs=options.jobs,
+               arms=options.arms.split(",") if options.arms else None)
+
+
+def evaluate_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `esper evaluate`."""
+    parser.add_argument("configs", metavar="CONFIG.yaml", nargs="+", type=Path,
+                        help="what is evaluated, such as examples/evaluate/mnist1d.yaml")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("results"),
+                        help="where FOLDER/NAME/report.html and results.json go; default: "
+                        "./results. What is finished there is not run again")
+    parser.add_argument("--jobs", metavar="N", type=_up_to(256),
+                        help="runs at a time, on one core each; default: one for each core")
+    parser.add_argument("--tuning", action="store_true",
+                        help="on the tuning_seeds instead of the seeds, into FOLDER/NAME-tuning")
+    parser.add_argument("--arms", metavar="ARM,ARM", help="with --tuning, only these arms")
+    parser.set_defaults(run=_evaluate)

@@ -30,31 +30,39 @@ def _schedule(config: PolicyConfig) -> Schedule:
 
 
 def make_policy(config: RunConfig, chooser: Chooser | None = None) -> HeuristicPolicy:
-    """The policy of a run. Of kind bandit it is the heuristic with another `chooser`, where there
-    is one.
+    """The policy of a run; see `policy_of`."""
+    return policy_of(config.growth.policy, epochs=config.train.epochs, seed=config.seed,
+                     batch_size=config.data.batch_size, chooser=chooser)
+
+
+def policy_of(
+    given: PolicyConfig, *, epochs: int, batch_size: int, seed: int,
+    chooser: Chooser | None = None,
+) -> HeuristicPolicy:
+    """The policy of these settings, for a run of so many epochs. Of kind bandit it is the heuristic
+    with another `chooser`, where there is one.
 
     Raises:
         ConfigError: its settings leave no epoch to grow at.
     """
-    given = config.growth.policy
-    epochs = {name: getattr(given, name) for name in (
+    ages = {name: getattr(given, name) for name in (
         "training_epochs", "stabilization_epochs", "fine_tuning_epochs")}
     common: dict[str, Any] = {
-        "budget": Budget(**given.budget.model_dump(), batch_size=config.data.batch_size),
+        "budget": Budget(**given.budget.model_dump(), batch_size=batch_size),
         "max_growths": given.max_growths, "max_active": given.max_active, "tags": given.tags,
-        "seed": config.seed,
+        "seed": seed,
     }
     match given.kind:
         case "heuristic" | "bandit":
             return HeuristicPolicy(_trigger(given), chooser if chooser is not None
-                                   else FieldRanking(), Care(**epochs, min_gain=given.min_gain),
+                                   else FieldRanking(), Care(**ages, min_gain=given.min_gain),
                                    **common)
         case "random":
             try:
-                return RandomTwin(config.train.epochs, like=_schedule(given),
-                                  care=Care(**epochs, min_gain=given.min_gain), **common)
+                return RandomTwin(epochs, like=_schedule(given),
+                                  care=Care(**ages, min_gain=given.min_gain), **common)
             except ContractError as e:
                 raise ConfigError(f"growth.policy: {e}") from e
         case "fixed":
             return FixedSchedule(trigger=_schedule(given), blueprint=given.blueprint,
-                                 care=Clockwork(**epochs), **common)
+                                 care=Clockwork(**ages), **common)

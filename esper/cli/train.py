@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 import esper
-from esper.cli.config import LibraryConfig, OptimizerConfig, RunConfig
-from esper.cli.data import Batches, DataSet, cross_entropy, evaluate, load_data
-from esper.cli.factory import build_model
+from esper.cli.config import LibraryConfig, RunConfig
+from esper.cli.factory import build_model, build_optimizer
 from esper.cli.live import LiveView, SiteLine, Snapshot
 from esper.cli.policies import make_policy
+from esper.data.losses import evaluate, loss_of
+from esper.data.sets import load_data
+from esper.data.splits import Batches, DataSet
 from esper.errors import CheckpointError, CompileError, ConfigError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
 from esper.leyline.base import Contract
@@ -52,17 +54,6 @@ from esper.tolaria.trainer import Trainer
 
 EVAL_BATCH = 512
 CHECKPOINTS = "checkpoints"  # below the run's folder
-
-
-def _optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    match config.name:
-        case "sgd":
-            return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
-        case "adam":
-            return torch.optim.Adam(model.parameters(), **common)
-        case "adamw":
-            return torch.optim.AdamW(model.parameters(), **common)
 
 
 def _policy(
@@ -142,7 +133,8 @@ class _Recorder:
         )
 
     def epoch(self, epoch: int, summary: EpochSummary | None, train_loss: float) -> None:
-        eval_loss, accuracy = evaluate(self.model, Batches(self.data.eval, EVAL_BATCH))
+        eval_loss, accuracy = evaluate(self.model, Batches(self.data.eval, EVAL_BATCH),
+                                       self.data.task)
         # As last polled: a library on a network must not be waited for here.
         catalog = self.session.catalog if self.session is not None else None
         depths = catalog.depths if catalog is not None else None
@@ -225,7 +217,7 @@ def _train_grown(
     view: LiveView, resumed: Path | None,
 ) -> _Recorder:
     model = _fresh_model(config, config_path)
-    optimizer = _optimizer(model, config.train.optimizer)
+    optimizer = build_optimizer(model, config.train.optimizer)
     wrap(model, config.growth.sites, example=data.example, causal=config.growth.causal)
     growth = growth_of(model)
     growth.schedule, growth.graft_steps = config.growth.alpha.kind, config.growth.alpha.steps
@@ -259,7 +251,7 @@ def _train_grown(
         recorder = _Recorder(config, "growing", model, data, host_flops(model, data.example),
                              view, run_log, growth)
         options: dict[str, Any] = {
-            "loss_fn": cross_entropy, "holdout": list(Batches(data.holdout, EVAL_BATCH)),
+            "loss_fn": loss_of(data.task)[1], "holdout": list(Batches(data.holdout, EVAL_BATCH)),
             "library": library, "run_id": info.run_id, "policy": policy,
             "lr_scale": config.growth.lr_scale,
             "warm_up": config.growth.warm_up, "reproducible": config.growth.reproducible,
@@ -278,7 +270,7 @@ def _train_grown(
             recorder.go_on(run_log.undo_after(session.growth.epoch, check(resumed).time))
             view.say(f"goes on after step {session.growth.step}, epoch {session.growth.epoch}")
         batches = Batches(data.train, config.data.batch_size, seed=config.seed)
-        trainer = Trainer(model, optimizer, cross_entropy, batches, session)
+        trainer = Trainer(model, optimizer, options["loss_fn"], batches, session)
 
         def epoch(number: int, summary: EpochSummary | None, train_loss: float) -> None:
             if services is not None and (warning := services.warning()) is not None:
@@ -305,11 +297,12 @@ def _train_control(
 ) -> _Recorder:
     """The same host, weights, batches and epochs, never wrapped."""
     model = _fresh_model(config, config_path)
-    optimizer = _optimizer(model, config.train.optimizer)
+    optimizer = build_optimizer(model, config.train.optimizer)
     recorder = _Recorder(config, "the same host without growth", model, data,
                          host_flops(model, data.example), view)
     batches = Batches(data.train, config.data.batch_size, seed=config.seed)
-    Trainer(model, optimizer, cross_entropy, batches).fit(config.train.epochs, recorder.epoch)
+    Trainer(model, optimizer, loss_of(data.task)[1], batches).fit(config.train.epochs,
+                                                                  recorder.epoch)
     return recorder
 
 
@@ -365,8 +358,8 @@ def run(config: RunConfig, config_path: Path, resume: Path | None = None) -> int
             name=config.name, seed=config.seed, config=config.model_dump(mode="json"),
             versions={"esper": esper.__version__, "torch": str(torch.__version__),
                       "numpy": version("numpy")},
-            hardware=_hardware(), metric="cross entropy", samples_per_epoch=len(data.train),
-            primary="loss" if data.task == "language" else "accuracy",
+            hardware=_hardware(), metric=loss_of(data.task)[0], samples_per_epoch=len(data.train),
+            primary="accuracy" if data.task == "classification" else "loss",
             eval_samples=data.eval.targets.numel())
         control, reason = None, "compare is off in the configuration"
         if config.growth.enabled:

@@ -84,6 +84,12 @@ class Statistic:
         return explained / whole if whole > 1e-12 * float(grads.square().sum()) else 0.0
 
 
+def statistic_flops(signature: SiteSignature, positions: int) -> int:
+    """What `Statistic.add` takes for a call of so many positions, in all samples: its products of
+    matrices. The one solution of a small system is not in it."""
+    return 2 * min(positions, ROWS) * FEATURES * (FEATURES + 2 * signature.channels)
+
+
 def site_scores(
     model: nn.Module, growth: Growth, loss_fn: LossFn, batches: Sequence[Any],
     names: Collection[str] | None = None,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from esper.cli.config import RunConfig, load_config, parse_config
-from esper.cli.data import load_data
 from esper.cli.factory import build_model
 from esper.cli.policies import make_policy
+from esper.data.sets import load_data
 from esper.errors import ConfigError, DataMissing
 from esper.tamiyo.budgets import Budget
 from esper.tamiyo.ranking import FieldRanking

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from esper.cli.config import DataConfig
-from esper.cli.data import Batches, Split, cross_entropy, evaluate, load_data, read_idx
+from esper.data.config import DataConfig
+from esper.data.fashion_mnist import read_idx
+from esper.data.losses import cross_entropy, evaluate, loss_of
+from esper.data.sets import load_data
+from esper.data.splits import Batches, Split
 from esper.errors import DataMissing
 
 
@@ -43,6 +46,8 @@ def test_text_is_the_standard_library_shifted_by_one(tmp_path: Path) -> None:
     assert torch.equal(data.train.inputs[:, 1:], data.train.targets[:, :-1])
     assert int(data.train.inputs.max()) < data.classes
     assert len(data.eval) == 50 and 16 < len(data.holdout) <= 64
+    own = config.model_copy(update={"holdout_limit": 9})
+    assert len(load_data(own, tmp_path / "c.yaml").holdout) == 9
     again = load_data(config, tmp_path / "c.yaml")
     assert torch.equal(data.train.inputs, again.train.inputs)
 
@@ -114,3 +119,37 @@ def test_evaluation_is_the_mean_over_samples_whatever_the_batches() -> None:
     assert model.training
     direct = cross_entropy(model.eval(), (split.inputs, split.targets)).item()
     assert direct == pytest.approx(loss)
+
+
+def test_mnist1d_has_its_official_split_and_disturbs_nobody(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    data = load_data(DataConfig(name="mnist1d"), tmp_path / "c.yaml")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert (len(data.train) + len(data.holdout), len(data.eval)) == (4000, 1000)
+    assert data.train.inputs.shape[1:] == (40,) and data.example.shape == (2, 40)
+    for split in (data.train, data.holdout, data.eval):
+        counts = torch.bincount(split.targets, minlength=10) / len(split)
+        assert float((counts - 0.1).abs().max()) < 0.06, "every class is in every part"
+    rows = torch.cat([data.train.inputs, data.holdout.inputs, data.eval.inputs])
+    assert len(torch.unique(rows, dim=0)) == 5000, "no sequence is in two parts"
+    again = load_data(DataConfig(name="mnist1d"), tmp_path / "c.yaml")
+    assert torch.equal(data.eval.inputs, again.eval.inputs)
+    assert not list(tmp_path.iterdir()), "nothing is kept on the disk"
+
+
+def test_a_student_is_asked_for_what_its_teacher_says(tmp_path: Path) -> None:
+    data = load_data(DataConfig(name="teacher_student"), tmp_path / "c.yaml")
+    assert data.task == "regression" and data.train.inputs.shape == (4000, 20)
+    assert data.train.targets.std(0) == pytest.approx(torch.ones(10), abs=1e-4)
+    nothing = nn.Linear(20, 10)
+    nn.init.zeros_(nothing.weight)
+    nn.init.zeros_(nothing.bias)
+    loss, accuracy = evaluate(nothing, Batches(data.eval, 500), data.task)
+    assert loss == pytest.approx(1.0, abs=0.05) and accuracy is None
+    name, loss_fn = loss_of(data.task)
+    assert name == "squared error"
+    whole = loss_fn(nothing, (data.eval.inputs, data.eval.targets)).item()
+    assert whole == pytest.approx(loss, rel=1e-5)
