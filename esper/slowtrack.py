@@ -21,7 +21,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -239,22 +238,26 @@ def _start_service(name: str, options: argparse.Namespace) -> subprocess.Popen[b
 def stop_on(*signals: signal.Signals) -> threading.Event:
     """Set by the first of `signals`; a second one ends the process as it always does.
 
-    A thread sets it: the handler itself runs in the middle of whatever the main thread does, which
-    may be holding the Event's own lock.
+    A thread sets it, told through a pipe that is written to as the signal arrives. A handler in
+    Python would not do: it runs in the middle of whatever the main thread does, which may be
+    holding the Event's own lock, or not before that thread wakes, where the signal came just
+    before it began to wait.
     """
     stop = threading.Event()
-    told: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put may interrupt another
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
     def first(number: int, frame: object) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        told.put(number)
 
     def pass_on() -> None:
-        told.get()
+        while os.read(told, 1)[0] not in signals:
+            pass
         stop.set()
 
     threading.Thread(target=pass_on, name="esper-signals", daemon=True).start()
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     for each in signals:
         signal.signal(each, first)
     return stop

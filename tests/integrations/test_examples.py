@@ -74,9 +74,11 @@ def test_it_grows_in_several_processes(kernels: Kernels, tmp_path: Path) -> None
     (tmp_path / "loop.py").write_text(f"""
 import contextlib, sys
 import esper, esper.tolaria.session
+from esper.tamiyo.care import Care
+from esper.tamiyo.triggers import Schedule
 esper.SlowTrack = lambda folder: contextlib.nullcontext()
 policy = esper.HeuristicPolicy
-esper.tolaria.session.HeuristicPolicy = lambda: policy(start=1, min_gain=-1e6)
+esper.tolaria.session.HeuristicPolicy = lambda: policy(Schedule(1), care=Care(min_gain=-1e6))
 {shorter}
 grouped = [p for g in optimizer.param_groups for p in g["params"]]
 assert {{id(p) for p in grouped}} == {{id(p) for p in model.parameters()}}

@@ -21,5 +21,8 @@ def test_its_thread_uses_as_many_cores_as_torch_was_told(tmp_path: Path) -> None
     finally:
         loader.close()
         torch.set_num_threads(before)
-    openmp = {p["filepath"]: p["num_threads"] for p in pools if p["user_api"] == "openmp"}
-    assert openmp and set(openmp.values()) == {1}, openmp
+    # Only torch's own: a wheel may bring an OpenMP that torch knows nothing of.
+    torchs = {p["filepath"]: p["num_threads"] for p in pools
+              if p["user_api"] == "openmp" and Path(torch.__file__).parent in
+              Path(p["filepath"]).parents}
+    assert set(torchs.values()) == {1}, pools
