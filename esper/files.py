@@ -22,6 +22,13 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
 def temporary_name() -> str:
     """A name that is used once, and by which `abandoned` tells whose it is."""
     return f"{os.getpid()}-{platform.node()}-{uuid.uuid4().hex}"

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -174,7 +175,7 @@ def _run_all(console: Console, to_do: Sequence[Key], at_once: int) -> None:
                 "identity": evaluation.identity(arm), "failure": f"the process {how}: {last}"})
         board.ended(key)
 
-    with board:
+    with board.live or nullcontext():
         run_all([e.job(arm, seed) for e, arm, seed in to_do], at_once, started=board.started,
                 ended=ended, tick=board.tick)
 
@@ -186,7 +187,7 @@ class _Board:
         self._console, self._total, self._done = console, total, 0
         self._running: dict[tuple[str, str, int], float] = {}
         self._begun = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
     def started(self, key: Key) -> None:
         evaluation, arm, seed = key
@@ -204,10 +205,10 @@ class _Board:
             how = f"FAILED: {run['failure'].strip().splitlines()[-1]}"
         line = (f"[{clock(time.monotonic() - self._begun)}] {self._done}/{self._total}  "
                 f"{evaluation.config.name} {arm} seed {seed}: {how}  ({took:.0f} s)")
-        _say(self._live.console if self._live else self._console, line)
+        _say(self.live.console if self.live else self._console, line)
 
     def tick(self) -> None:
-        if self._live is None:
+        if self.live is None:
             return
         now = time.monotonic()
         head = Table.grid(expand=True, padding=(0, 2))
@@ -219,16 +220,7 @@ class _Board:
                      clock(now - self._begun))
         lines = [Text(f"{name} {arm} seed {seed}  {clock(now - since)}", style="dim")
                  for (name, arm, seed), since in self._running.items()]
-        self._live.update(Group(head, *lines))
-
-    def __enter__(self) -> _Board:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self.live.update(Group(head, *lines))
 
 
 def _table(figures: Mapping[str, Any]) -> Table:

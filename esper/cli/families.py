@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from esper.cli.library import fits, short
@@ -81,7 +82,7 @@ def _row(family: Family, stock: Stock, bags: Mapping[str, Bag]) -> FamilyRow:
 
 
 def _print(part: SitePart, console: Console) -> None:
-    console.print(f"\n[bold]{part.site.replace('[', chr(92) + '[')}[/]  {part.summary}",
+    console.print(f"\n[bold]{escape(part.site)}[/]  {part.summary}",
                   highlight=False)
     if part.silent:
         console.print(f"Karn is silent: {part.silent}", style="yellow", highlight=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from esper.data.sets import load_data
 from esper.data.splits import Batches, DataSet
 from esper.errors import CheckpointError, CompileError, ConfigError, LibraryError
 from esper.kasmina.growth import Growth, growth_of, wrap
-from esper.leyline.base import Contract
+from esper.leyline.base import Contract, differing, flat
 from esper.leyline.command import Command, Transition
 from esper.leyline.events import Event, Priority, Topic
 from esper.leyline.library import Library
@@ -309,14 +309,6 @@ def _train_control(
 _COURSE = ("seed", "model", "data", "train", "growth")
 
 
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(config, dict):
-        yield prefix, config
-        return
-    for key, value in config.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-
-
 def _to_resume(config: RunConfig, run: Path) -> tuple[Path, Path]:
     """(folder of the run, its checkpoint) that `run` names, if it was a run of `config`."""
     folder = run if (run / "run.json").exists() else run.parent.parent
@@ -324,9 +316,9 @@ def _to_resume(config: RunConfig, run: Path) -> tuple[Path, Path]:
     now = config.model_dump(mode="json")
     # What decides the course of the run; how long it lasts and where it is kept may change.
     old, new = (
-        {k: v for k, v in _flat(config) if k.partition(".")[0] in _COURSE and k != "train.epochs"}
-        for config in (before, now))
-    if odd := [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]:
+        {k: v for k, v in flat(config).items()
+         if k.partition(".")[0] in _COURSE and k != "train.epochs"} for config in (before, now))
+    if odd := differing(old, new):
         shown = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in odd)
         raise ConfigError(f"{folder} is a run of another configuration: {shown}; give the file as "
                           "it was, or start a new run")

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from esper.leyline.blueprint import BlueprintIR
 from esper.leyline.reference import function, initial_parameters
 from esper.leyline.signature import SiteSignature
+from esper.tolaria.scores import LossFn
 
-LossFn = Callable[[nn.Module, Any], Tensor]
 aten = torch.ops.aten
 _GROUPS, _MASK = 9, 10  # among the arguments of convolution_backward
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from esper.errors import ConfigError
+from esper.files import write_whole
+from esper.leyline.base import differing, flat
 
 
 class Store:
@@ -48,8 +49,8 @@ class Store:
         run = self.read(arm, seed)
         if run is None:
             return False
-        old, new = dict(_flat(run["identity"])), dict(_flat(json.loads(json.dumps(identity))))
-        if changed := [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]:
+        old, new = flat(run["identity"]), flat(json.loads(json.dumps(identity)))
+        if changed := differing(old, new):
             shown = ", ".join(f"{k} was {_say(old, k)} and is {_say(new, k)}" for k in changed)
             raise ConfigError(
                 f"{self.path(arm, seed)} is of another configuration: {shown}. Give the file as it "
@@ -61,20 +62,9 @@ class Store:
         write_json(self.path(arm, seed), {"arm": arm, "seed": seed, **run})
 
 
-def write_json(path: Path, value: Any) -> Path:
+def write_json(path: Path, value: Any) -> None:
     """The file appears whole or not at all. A number that is not finite is refused."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(partial, path)
-    return path
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def _say(values: Mapping[str, Any], key: str) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from esper.errors import ArtifactCorrupt
-from esper.leyline.base import Contract
+from esper.leyline.base import Contract, first_fault
 from esper.leyline.cubin import read_cubin
 from esper.leyline.signature import DType
 
@@ -156,9 +156,7 @@ def parse_plan(text: bytes, cubins: bytes) -> Plan:
     try:
         plan = Plan.model_validate_json(text, strict=True)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the whole"
-        raise ArtifactCorrupt(f"the launch plan: {first['msg']} (at {where})") from e
+        raise ArtifactCorrupt(f"the launch plan: {first_fault(e)}") from e
     check_cubins(plan, cubins)
     return plan
 

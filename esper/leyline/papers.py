@@ -22,6 +22,7 @@ from esper.leyline.artifact import (
     ParameterSpec,
     kernel_id,
 )
+from esper.leyline.base import first_fault
 from esper.leyline.blueprint import BlueprintIR, parse_blueprint
 from esper.leyline.shapes import infer
 
@@ -99,9 +100,7 @@ def _manifest(path: object, manifest_json: bytes, digests: Mapping[str, str]) ->
     try:
         manifest = Manifest.model_validate_json(manifest_json, strict=True)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the whole"
-        raise ArtifactCorrupt(f"{path}: {MANIFEST}: {first['msg']} (at {where}); {AGAIN}") from e
+        raise ArtifactCorrupt(f"{path}: {MANIFEST}: {first_fault(e)}; {AGAIN}") from e
     if set(manifest.sha256) != set(digests):
         raise ArtifactCorrupt(
             f"{path}: {MANIFEST} has digests of {sorted(manifest.sha256)}, expected of "

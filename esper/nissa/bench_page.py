@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from esper.files import write_whole
 from esper.leyline.artifact import Manifest
 from esper.leyline.verdict import (
     Latency,
@@ -61,9 +61,7 @@ def write_page(
                                                    width=width)),
         environment=_environment(entries, versions),
     )
-    partial = target.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(target, html.encode())
     return target
 
 

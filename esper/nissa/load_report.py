@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from esper.files import write_whole
 from esper.leyline.events import Priority
 from esper.nissa.charts import Mark, Series, line_chart
 from esper.nissa.page import both, write_page
@@ -34,9 +34,8 @@ def write_load_report(
     """Write `load.html` and `load.json` into `folder`; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     page = write_page("load.html.j2", _context(load, replays, promises), folder / "load.html")
-    data, partial = folder / "load.json", folder / "load.json.partial"
-    partial.write_text(json.dumps(as_json(load, replays, promises), indent=1), encoding="utf-8")
-    os.replace(partial, data)
+    data = folder / "load.json"
+    write_whole(data, json.dumps(as_json(load, replays, promises), indent=1).encode())
     return page, data
 
 

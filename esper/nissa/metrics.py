@@ -29,6 +29,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from esper.errors import ContractError
+from esper.files import write_whole
 from esper.leyline.base import Contract
 from esper.leyline.events import new_id
 from esper.leyline.library import BlueprintRecord, KernelRecord, QueueDepths
@@ -143,13 +144,6 @@ def fresh_folder(wanted: str | Path) -> Path:
     return folder
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 class RunLog:
     """Writes a run folder. Owned by the training thread; a context manager.
 
@@ -191,9 +185,9 @@ class RunLog:
                 kept.append(line)
         with (self.folder / "undone.jsonl").open("a") as out:
             out.writelines(f"{line}\n" for line in undone)
-        _write_whole(self.folder / "audit.jsonl", b"".join(line + b"\n" for line in kept))
-        _write_whole(self.folder / "epochs.jsonl",
-                     b"".join(r.model_dump_json().encode() + b"\n" for r in stay))
+        write_whole(self.folder / "audit.jsonl", b"".join(line + b"\n" for line in kept))
+        write_whole(self.folder / "epochs.jsonl",
+                    b"".join(r.model_dump_json().encode() + b"\n" for r in stay))
         self.audit = AuditLog(self.folder / "audit.jsonl")
         return stay
 
@@ -238,7 +232,7 @@ class RunLog:
         self._write("summary.json", summary.model_copy(update=lost))
 
     def _write(self, name: str, value: Contract) -> None:
-        _write_whole(self.folder / name, value.model_dump_json(indent=1).encode())
+        write_whole(self.folder / name, value.model_dump_json(indent=1).encode())
 
     def close(self) -> None:
         self.audit.close()

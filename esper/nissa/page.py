@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from esper.files import write_whole
 
 DESK, PHONE = 860.0, 350.0
 
@@ -20,9 +21,7 @@ def write_page(template: str, context: Mapping[str, Any], target: Path) -> Path:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )
     html = environment.get_template(template).render(context)
-    partial = target.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(target, html.encode())
     return target
 
 

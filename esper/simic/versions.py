@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from esper.errors import LibraryError
+from esper.files import sync
 from esper.leyline.base import Contract, canonical_json, sha256
 from esper.tamiyo.bandit import LinearModel
 
@@ -159,11 +160,7 @@ class Versions:
                 file.flush()
                 os.fsync(file.fileno())
             os.link(beside, path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(self.folder)
         except FileExistsError as e:
             raise LibraryError(f"{path} is there already: somebody else trained at the same time; "
                                "run it again") from e

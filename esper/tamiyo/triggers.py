@@ -72,7 +72,7 @@ class Schedule:
         return replace(self, every=interval)
 
     def look(self, state: SystemState, past: Past) -> Answer:
-        if state.epoch < self.start or _too_soon(state, past, self.every):
+        if state.epoch < self.start or too_soon(state, past, self.every):
             return NOT_DUE
         end = last_epoch(self.until, state.planned_epochs)
         if end is not None and state.epoch > end:
@@ -101,37 +101,27 @@ class Plateau:
         return replace(self, patience=interval)
 
     def look(self, state: SystemState, past: Past) -> Answer:
-        if state.epoch < self.start or _too_soon(state, past, self.patience):
+        if state.epoch < self.start or too_soon(state, past, self.patience):
             return NOT_DUE
         flat = _flat(state.holdout_losses, self.patience, self.min_delta)
         return Answer(f"plateau: best held-out loss {flat}") if flat else NOT_DUE
 
 
 @dataclass(frozen=True)
-class Gap:
+class Gap(Plateau):
     """Only what underfits grows: the training loss is flat, as in `Plateau`, and the held-out loss
     lies above it by no more than the share `max_gap` of it. Both are means over `patience` epochs;
     the gap is the sign that more capacity would go into learning the training data by heart.
     """
 
-    start: int = 2
-    patience: int = 3
-    min_delta: float = 0.01
     max_gap: float = 0.1
 
     def __post_init__(self) -> None:
-        _checked(start=(self.start, 0), patience=(self.patience, 1), min_delta=(self.min_delta, 0),
-                 max_gap=(self.max_gap, 0))
-
-    @property
-    def interval(self) -> int:
-        return self.patience
-
-    def stretched(self, interval: int) -> Self:
-        return replace(self, patience=interval)
+        super().__post_init__()
+        _checked(max_gap=(self.max_gap, 0))
 
     def look(self, state: SystemState, past: Past) -> Answer:
-        if state.epoch < self.start or _too_soon(state, past, self.patience):
+        if state.epoch < self.start or too_soon(state, past, self.patience):
             return NOT_DUE
         flat = _flat(state.train_losses, self.patience, self.min_delta)
         if not flat:
@@ -151,7 +141,8 @@ def last_epoch(until: float, planned: int | None) -> int | None:
     return None if planned is None else math.floor(until * planned)
 
 
-def _too_soon(state: SystemState, past: Past, interval: int) -> bool:
+def too_soon(state: SystemState, past: Past, interval: int) -> bool:
+    """Whether the last growth is less than `interval` epochs ago."""
     return past.last is not None and state.epoch - past.last < interval
 
 

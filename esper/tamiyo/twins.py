@@ -15,7 +15,7 @@ from esper.tamiyo.care import Care, Caretaker, Clockwork
 from esper.tamiyo.choice import Candidate
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.state import Catalog, SystemState
-from esper.tamiyo.triggers import NOT_DUE, Answer, Past, Schedule, last_epoch
+from esper.tamiyo.triggers import NOT_DUE, Answer, Past, Schedule, last_epoch, too_soon
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Times:
 
     def look(self, state: SystemState, past: Past) -> Answer:
         over = [e for e in self.epochs if e <= state.epoch]
-        if len(over) <= past.count or (
-                past.last is not None and state.epoch - past.last < self.interval):
+        if len(over) <= past.count or too_soon(state, past, self.interval):
             return NOT_DUE
         return Answer(f"time {past.count + 1} of {len(self.epochs)}, epoch "
                       f"{sorted(over)[past.count]}")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from esper.errors import CheckpointError
 from esper.files import abandoned, sync, temporary_name
-from esper.leyline.base import Contract, sha256
+from esper.leyline.base import Contract, first_fault, sha256
 from esper.tolaria.trees import unpack
 from esper.version import __version__
 
@@ -134,10 +134,8 @@ def check(path: Path) -> Manifest:
         for name in (STATE, TENSORS):
             _check_member(path / name, manifest.size[name], manifest.sha256[name])
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the whole"
         raise CheckpointError(f"{path}: {MANIFEST} is not of a checkpoint of format "
-                              f"{FORMAT_VERSION}: {first['msg']} (at {where})") from e
+                              f"{FORMAT_VERSION}: {first_fault(e)}") from e
     except OSError as e:
         raise CheckpointError(f"{path} is not a checkpoint, or a torn one: {e}") from e
     return manifest
